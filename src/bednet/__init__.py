@@ -1,0 +1,1 @@
+"""bednet: a net over Eclipse Mosquitto."""
