@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fetch a site's certificate revocation list onto a gateway (RFC 5280 section 5).
+
+Runs on the gateway as a user without rights, from a systemd timer, with the standard library and ``cryptography`` (38
+and later) only. The list comes over plain HTTP and is believed for its signature alone: it goes on only if
+
+- the issuing CA in ``--ca`` signed it,
+- it is in force now, and
+- its number is not below that of the list that is there: an attacker who replays an older list would bring a revoked
+  certificate back to life.
+
+:func:`accept` is the decision; everything around it reads and writes files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import urllib.request
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+# A list of 100,000 revoked certificates has some 4 MB.
+MAX_BYTES = 16 * 1024 * 1024
+TIMEOUT_SECONDS = 20.0
+# A gateway without a clock chip may be a little behind the CA that has just signed.
+CLOCK_SKEW = timedelta(minutes=5)
+
+
+class RefusedError(Exception):
+    """The list that was fetched is not to be used; the message says why."""
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    # cryptography before 42 gives UTC without saying so.
+    return moment if moment is None or moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _times(crl: x509.CertificateRevocationList) -> tuple[datetime | None, datetime | None]:
+    if hasattr(crl, "next_update_utc"):
+        return crl.last_update_utc, crl.next_update_utc
+    return _utc(crl.last_update), _utc(crl.next_update)
+
+
+def _number(crl: x509.CertificateRevocationList) -> int:
+    try:
+        return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except x509.ExtensionNotFound:
+        raise RefusedError(
+            "it has no CRL number (RFC 5280 5.2.3), so an old one could not be told from a new one"
+        ) from None
+
+
+def _load(data: bytes) -> x509.CertificateRevocationList:
+    try:
+        if data.lstrip().startswith(b"-----BEGIN"):
+            return x509.load_pem_x509_crl(data)
+        return x509.load_der_x509_crl(data)
+    except ValueError as exc:
+        raise RefusedError(f"it is not a certificate revocation list: {exc}") from exc
+
+
+def accept(fetched: bytes, *, ca: bytes, present: bytes | None, now: datetime) -> bytes:
+    """Decide whether a fetched list may take the place of the present one.
+
+    :param fetched: the list, DER or PEM.
+    :param ca: the site's CA certificates, PEM; one of them must have signed the list.
+    :param present: the list in use, DER or PEM; None if there is none yet.
+    :param now: an aware datetime.
+    :returns: the list to use, PEM; byte for byte the present one if the fetched one has the same number.
+    :raises RefusedError: when the fetched list must not be used.
+    """
+    crl = _load(fetched)
+    signers = [cert for cert in _certificates(ca) if cert.subject == crl.issuer]
+    if not any(crl.is_signature_valid(cert.public_key()) for cert in signers):  # type: ignore[arg-type]
+        raise RefusedError("no CA of this site signed it")
+    last_update, next_update = _times(crl)
+    if last_update is None or last_update > now + CLOCK_SKEW:
+        raise RefusedError(f"it is not in force before {last_update}; is this gateway's clock right?")
+    if next_update is None or next_update <= now:
+        raise RefusedError(f"it ran out at {next_update}; does bednet-ca-crl.timer run on the CA host?")
+    if present is not None:
+        number, present_number = _number(crl), _number(_load(present))
+        if number < present_number:
+            raise RefusedError(f"it is older (number {number}) than the one in use (number {present_number})")
+        if number == present_number:
+            return present
+    else:
+        _number(crl)
+    return crl.public_bytes(Encoding.PEM)
+
+
+def _certificates(pem: bytes) -> list[x509.Certificate]:
+    # load_pem_x509_certificates came with cryptography 39; Debian 12 has 38.
+    end = b"-----END CERTIFICATE-----"
+    return [x509.load_pem_x509_certificate(part + end) for part in pem.split(end) if b"-----BEGIN" in part]
+
+
+def fetch(url: str) -> bytes:
+    """Fetch at most :data:`MAX_BYTES` from an http or https URL.
+
+    :raises RefusedError: when more than that comes.
+    :raises OSError: when nothing comes.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise RefusedError(f"{url} is neither an http nor an https URL")
+    # No proxy of the environment: the CA host is on the plant's own network.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=TIMEOUT_SECONDS) as response:
+        data: bytes = response.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise RefusedError(f"it is larger than {MAX_BYTES} bytes")
+    return data
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Fetch, decide, write; the exit code is 0 only when ``--output`` holds a list that may be used."""
+    parser = argparse.ArgumentParser(description="Fetch a site's certificate revocation list.")
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--ca", required=True, type=Path, help="the site's CA certificates, PEM")
+    parser.add_argument("--present", required=True, type=Path, help="the list in use")
+    parser.add_argument("--output", required=True, type=Path, help="where the list to use is written, PEM")
+    args = parser.parse_args(argv)
+    try:
+        present = args.present.read_bytes() if args.present.exists() else None
+        pem = accept(fetch(args.url), ca=args.ca.read_bytes(), present=present, now=datetime.now(UTC))
+    except (RefusedError, OSError) as exc:
+        sys.stderr.write(f"The list from {args.url} is not used: {exc}. The broker keeps the one it has.\n")
+        return 1
+    scratch = args.output.with_suffix(".new")
+    with scratch.open("wb") as file:
+        file.write(pem)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
