@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy: rules, what they grant to a device, and the decision.
+
+- :class:`Rule`, :class:`Role`: what policy.yml says.
+- :class:`Grant`: a rule as it applies to one device, its placeholders filled in.
+- :func:`decide_by`: may the holder of these grants do this, and which rule says so?
+- :func:`check_template`, :func:`placeholders`, :func:`fill_in`: topics with ``{device.id}`` and the like.
+
+A deny wins over any allow, wherever the two stand; what no rule allows is denied.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bednet import topics
+from bednet.errors import TopicError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from bednet.errors import Place
+
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_PLACEHOLDER_NAME = re.compile(r"device\.([A-Za-z][A-Za-z0-9_]*)")
+
+
+class Access(enum.StrEnum):
+    """What a client does with a topic."""
+
+    PUBLISH = "publish"
+    SUBSCRIBE = "subscribe"
+
+    @property
+    def other(self) -> Access:
+        """The one that this is not."""
+        return Access.SUBSCRIBE if self is Access.PUBLISH else Access.PUBLISH
+
+
+class Effect(enum.StrEnum):
+    """What a rule does; the values are the words of policy.yml."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a role: an effect on one access to one topic filter.
+
+    :ivar template: the topic filter as written, with placeholders.
+    """
+
+    role: str
+    effect: Effect
+    access: Access
+    template: str
+    place: Place
+
+    def __str__(self) -> str:
+        return f"role '{self.role}' {self.effect}s {self.access} '{self.template}' ({self.place})"
+
+
+@dataclass(frozen=True)
+class Role:
+    """A role of policy.yml."""
+
+    name: str
+    description: str
+    rules: tuple[Rule, ...]
+    place: Place
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A rule as it applies to one device.
+
+    :ivar topic_filter: the rule's filter with every placeholder filled in.
+    """
+
+    rule: Rule
+    topic_filter: str
+
+
+class Verdict(enum.StrEnum):
+    """Why a decision is what it is."""
+
+    ALLOWED = "allowed"
+    DENIED = "denied"
+    """A deny rule covers all that was asked for, or all of it that is allowed."""
+    NOT_ALLOWED = "not allowed"
+    """No rule allows any of it."""
+    PARTLY = "partly"
+    """A topic filter of which some topics are allowed and others are not, or not by one rule alone."""
+    REVOKED = "revoked"
+    UNKNOWN_DEVICE = "unknown device"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """May it, and why.
+
+    :ivar allowed: True only when everything that was asked for is allowed.
+    :ivar reason: a sentence without its full stop, with the file and line of the rule that decides.
+    :ivar rule: the deciding rule; None when there is none (no rule allows it, the device is revoked or unknown).
+    :ivar parts: for ``Verdict.PARTLY``, the filters that are allowed within the requested one, less what is denied.
+    """
+
+    allowed: bool
+    verdict: Verdict
+    reason: str
+    rule: Rule | None = None
+    parts: tuple[str, ...] = ()
+
+
+def decide_by(grants: Iterable[Grant], access: Access, topic: str) -> Decision:
+    """Decide whether the holder of `grants` may publish to a topic or subscribe to a filter.
+
+    A subscription is allowed when one allow rule covers the whole filter and no deny rule touches any of it.
+    ``$share/GROUP/FILTER`` is decided as FILTER.
+
+    :raises TopicError: when `topic` is not a topic name (publish) or not a topic filter (subscribe).
+    """
+    if access is Access.PUBLISH:
+        topics.check_name(topic)
+    else:
+        topic = topics.unshare(topic)
+        topics.check_filter(topic)
+    touching = [
+        (grant, common)
+        for grant in grants
+        if grant.rule.access is access and (common := topics.intersection(grant.topic_filter, topic)) is not None
+    ]
+    denies = [grant for grant, _ in touching if grant.rule.effect is Effect.DENY]
+    for deny in denies:
+        if topics.covers(deny.topic_filter, topic):
+            return Decision(False, Verdict.DENIED, str(deny.rule), deny.rule)
+    allows = [(grant, common) for grant, common in touching if grant.rule.effect is Effect.ALLOW]
+    if not allows:
+        return Decision(False, Verdict.NOT_ALLOWED, f"no rule allows {access} '{topic}', and silence is deny")
+    if not denies:
+        for grant, _ in allows:
+            if topics.covers(grant.topic_filter, topic):
+                return Decision(True, Verdict.ALLOWED, str(grant.rule), grant.rule)
+    left = [(g, c) for g, c in allows if not any(topics.covers(deny.topic_filter, c) for deny in denies)]
+    if not left:
+        return Decision(False, Verdict.DENIED, str(denies[0].rule), denies[0].rule)
+    rule = denies[0].rule if denies else left[0][0].rule
+    reason = f"only a part of '{topic}' is allowed: {rule}"
+    return Decision(False, Verdict.PARTLY, reason, rule, tuple(dict.fromkeys(common for _, common in left)))
+
+
+def placeholders(template: str) -> tuple[str, ...]:
+    """Return the names after ``device.`` in the placeholders of a checked template."""
+    return tuple(match[1] for inner in _PLACEHOLDER.findall(template) if (match := _PLACEHOLDER_NAME.fullmatch(inner)))
+
+
+def check_template(template: str, access: Access) -> None:
+    """Refuse a topic of a rule that is wrong for every device.
+
+    :raises TopicError: when it is not a valid topic filter around its placeholders, has a brace or placeholder that
+        is none of ours, or names topics that a rule cannot grant (``$share/...``, ``$`` topics, ``bednet/...``).
+    """
+    for inner in _PLACEHOLDER.findall(template):
+        if not _PLACEHOLDER_NAME.fullmatch(inner):
+            message = f"unknown placeholder {'{' + inner + '}'!r} in topic {template!r}"
+            raise TopicError(
+                "placeholder-unknown",
+                message,
+                "use {device.id}, {device.location}, {device.type} or {device.NAME}, NAME being an attribute in devices.yml",
+            )
+    bare = _PLACEHOLDER.sub("x", template)
+    if "{" in bare or "}" in bare:
+        message = f"a brace without its partner in topic {template!r}"
+        raise TopicError("placeholder-brace", message, "write placeholders as {device.id}; topics have no other braces")
+    first = template.split("/")[0]
+    if first == topics.SHARE:
+        message = f"shared subscription {template!r} in a rule"
+        cure = "write the filter without $share/GROUP/; a rule on a filter holds for shared subscriptions to it too"
+        raise TopicError("topic-share-in-rule", message, cure)
+    topics.check_filter(bare)
+    if first.startswith("$") and (first != "$SYS" or access is Access.PUBLISH):
+        message = f"topic {template!r} of '{access}' begins with '$'; such topics belong to the broker"
+        raise TopicError(
+            "topic-dollar", message, "take it out; only '$SYS' topics can be granted, and only to subscribe"
+        )
+    if first == "bednet":
+        message = f"topic {template!r} is under 'bednet/', which is reserved for bednet's own probes"
+        raise TopicError("topic-reserved", message, "use another first level")
+
+
+def fill_in(template: str, values: Mapping[str, str]) -> str:
+    """Return the topic filter that a checked template means for a device.
+
+    :param values: by placeholder name; every name in :func:`placeholders` must be there.
+    """
+    return _PLACEHOLDER.sub(lambda match: values[match[1].removeprefix("device.")], template)

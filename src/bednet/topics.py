@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Topic names and topic filters (MQTT 5, section 4.7).
+
+- :func:`check_name`, :func:`check_filter`: refuse what is not a topic name, not a topic filter.
+- :func:`unshare`: the filter inside ``$share/GROUP/FILTER``.
+- :func:`matches`: does a filter match a topic name?
+- :func:`covers`: does a filter match everything that another one matches?
+- :func:`intersection`, :func:`overlaps`: what two filters both match, and whether there is anything.
+
+Everything here follows the rule of 4.7.2: a filter that begins with a wildcard does not match a topic name that
+begins with ``$``. ``#`` therefore neither matches nor covers ``$SYS/#``.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+from bednet.errors import TopicError
+
+MAX_BYTES = 65535
+"""The longest UTF-8 string that MQTT can carry, in bytes (MQTT 5, 1.5.4)."""
+
+SHARE = "$share"
+
+
+def _check_text(text: str, what: str) -> None:
+    if not text:
+        raise TopicError("topic-empty", f"an empty {what}", f"write the {what}, or leave the line out")
+    if "\0" in text:
+        raise TopicError("topic-nul", f"{what} {text!r} contains the NUL character", "take it out; MQTT forbids it")
+    for character in text:
+        if unicodedata.category(character) == "Cs":
+            message = f"{what} {text!r} contains half of a surrogate pair, which is not a character"
+            raise TopicError("topic-encoding", message, "write the character itself in UTF-8")
+        code = ord(character)
+        if unicodedata.category(character) == "Cc" or 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE:
+            message = f"{what} {text!r} contains the character U+{code:04X}, for which brokers drop the connection"
+            raise TopicError("topic-control", message, "take it out; topics are printable text")
+    size = len(text.encode())
+    if size > MAX_BYTES:
+        message = f"{what} of {size} bytes (it begins {text[:40]!r}); MQTT allows {MAX_BYTES}"
+        raise TopicError("topic-too-long", message, "shorten it")
+
+
+def check_name(name: str) -> None:
+    """Refuse what is not a topic name: what a PUBLISH may carry.
+
+    Stricter than the standard in one point: control characters, which it only advises against (MQTT 5, 1.5.4), are
+    refused, since Mosquitto disconnects clients that send them.
+
+    :raises TopicError: when `name` is empty, too long, or has a wildcard, NUL or another forbidden character.
+    """
+    _check_text(name, "topic")
+    for wildcard in "+#":
+        if wildcard in name:
+            message = f"topic {name!r} contains the wildcard '{wildcard}'; one publishes to one topic"
+            raise TopicError("topic-wildcard", message, "name one topic, without + and #")
+
+
+def check_filter(topic_filter: str) -> None:
+    """Refuse what is not a topic filter: what a SUBSCRIBE may carry. ``$share/...`` must be unwrapped before.
+
+    :raises TopicError: when `topic_filter` is empty, too long, has a forbidden character, or a wildcard that does
+        not fill its level, or a ``#`` that is not last (MQTT 5, 4.7.1).
+    """
+    _check_text(topic_filter, "topic filter")
+    levels = topic_filter.split("/")
+    for number, level in enumerate(levels, start=1):
+        if "#" in level and (level != "#" or number != len(levels)):
+            message = f"topic filter {topic_filter!r} has '#' in level {number}, where it is neither alone nor last"
+            raise TopicError(
+                "topic-hash", message, "let # be the whole last level, as in a/b/#, or use + for one level"
+            )
+        if "+" in level and level != "+":
+            message = f"topic filter {topic_filter!r} has '+' together with other characters in level {number}"
+            raise TopicError(
+                "topic-plus", message, "let + be a whole level, as in a/+/b; there is no part-of-a-level wildcard"
+            )
+
+
+def unshare(topic_filter: str) -> str:
+    """Return the filter inside ``$share/GROUP/FILTER``, any other filter as it is (MQTT 5, 4.8.2).
+
+    :raises TopicError: when it begins with ``$share/`` but has no group or no filter, or a wildcard in the group.
+    """
+    if topic_filter != SHARE and not topic_filter.startswith(SHARE + "/"):
+        return topic_filter
+    _, group, inner = (*topic_filter.split("/", 2), "", "")[:3]
+    if not group or not inner or "+" in group or "#" in group:
+        message = f"shared subscription {topic_filter!r} has no valid group or no filter"
+        raise TopicError("topic-share", message, "write $share/GROUP/FILTER; the group has no + and #")
+    return inner
+
+
+def _levels(topic_filter: str) -> list[str]:
+    # Every topic has a first level, so '#' says the same as '+/#'; one spelling spares a special case below.
+    levels = topic_filter.split("/")
+    return ["+", "#"] if levels == ["#"] else levels
+
+
+def matches(topic_filter: str, name: str) -> bool:
+    """Say whether a valid filter matches a valid topic name, by the rules of MQTT 5, 4.7."""
+    # A topic name is a filter without wildcards, which matches itself alone.
+    return covers(topic_filter, name)
+
+
+def covers(granted: str, requested: str) -> bool:
+    """Say whether every topic name that `requested` matches is matched by `granted`, both valid filters."""
+    ours, theirs = _levels(granted), _levels(requested)
+    if ours[0] == "+" and theirs[0].startswith("$"):
+        return False
+    for number, level in enumerate(ours):
+        if level == "#":
+            return True  # also the parent: a/# covers a
+        if number == len(theirs) or theirs[number] == "#":
+            return False
+        if level not in ("+", theirs[number]):
+            return False
+    return len(ours) == len(theirs)
+
+
+def intersection(one: str, other: str) -> str | None:
+    """Return the filter that matches exactly what both valid filters match; None when that is nothing."""
+    left, right = _levels(one), _levels(other)
+    if {"+"} & {left[0], right[0]} and (left[0].startswith("$") or right[0].startswith("$")):
+        return None
+    both: list[str] = []
+    for number in range(max(len(left), len(right)) + 1):
+        if left[number : number + 1] == ["#"]:
+            both += right[number:]
+            break
+        if right[number : number + 1] == ["#"]:
+            both += left[number:]
+            break
+        if number == len(left) == len(right):
+            break
+        if number >= len(left) or number >= len(right):
+            return None
+        if left[number] == "+":
+            both.append(right[number])
+        elif right[number] in ("+", left[number]):
+            both.append(left[number])
+        else:
+            return None
+    return "#" if both == ["+", "#"] else "/".join(both)
+
+
+def overlaps(one: str, other: str) -> bool:
+    """Say whether some topic name is matched by both valid filters."""
+    return intersection(one, other) is not None
