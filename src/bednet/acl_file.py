@@ -68,8 +68,8 @@ def acl_problems(site: Site) -> list[Problem]:
                 problems.setdefault(("levels", grant.rule), problem)
         for deny, allow, common in _one_sided(grants):
             message = (
-                f"device '{device_id}': {deny.rule} but {allow.rule}; both hold for '{common}', and Mosquitto's acl_file "
-                f"can only deny both accesses to a topic"
+                f"device '{device_id}': {deny.rule} but {allow.rule}; both hold for '{common}', and "
+                f"Mosquitto's acl_file can only deny both accesses to a topic"
             )
             cure = f"deny {deny.rule.access.other} there too, or write the lists so that they do not meet"
             problem = Problem(deny.rule.place, "acl-one-sided-deny", message, cure)

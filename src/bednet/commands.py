@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             "--key-type",
             choices=KEY_TYPES,
             default=DEFAULT_KEY_TYPE,
-            help=f"the type of key that the CA uses (default: {DEFAULT_KEY_TYPE}); every device must be able to verify it",
+            help=f"the CA's type of key, which every device must be able to verify (default: {DEFAULT_KEY_TYPE})",
         )
     explain = subparsers.add_parser("explain", help="say whether a device may do something, and which rule decides")
     explain.set_defaults(run=_explain)

@@ -24,7 +24,7 @@ MAX_BYTES = 64 * 1024
 _RSA_BITS = (2048, 3072, 4096)
 
 
-def read(path: Path, device_id: str) -> tuple[str | None, Problem | None]:
+def read(path: Path, device_id: str) -> tuple[str | None, Problem | None]:  # noqa: PLR0911 - one for each refusal
     """Read the CSR of a device.
 
     :returns: its PEM; or None when there is no such file (the device waits), or with the problem when it is unusable.

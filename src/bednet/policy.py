@@ -61,7 +61,8 @@ class Rule:
     place: Place
 
     def __str__(self) -> str:
-        return f"role '{self.role}' {self.effect}s {self.access} '{self.template}' ({self.place})"
+        verb = "allows" if self.effect is Effect.ALLOW else "denies"
+        return f"role '{self.role}' {verb} {self.access} '{self.template}' ({self.place})"
 
 
 @dataclass(frozen=True)
@@ -167,16 +168,13 @@ def check_template(template: str, access: Access) -> None:
     for inner in _PLACEHOLDER.findall(template):
         if not _PLACEHOLDER_NAME.fullmatch(inner):
             message = f"unknown placeholder {'{' + inner + '}'!r} in topic {template!r}"
-            raise TopicError(
-                "placeholder-unknown",
-                message,
-                "use {device.id}, {device.location}, {device.type} or {device.NAME}, NAME being an attribute in devices.yml",
-            )
+            cure = "use {device.id}, {device.location}, {device.type} or {device.NAME}, where NAME is an attribute"
+            raise TopicError("placeholder-unknown", message, cure)
     bare = _PLACEHOLDER.sub("x", template)
     if "{" in bare or "}" in bare:
         message = f"a brace without its partner in topic {template!r}"
         raise TopicError("placeholder-brace", message, "write placeholders as {device.id}; topics have no other braces")
-    first = template.split("/")[0]
+    first = template.split("/", maxsplit=1)[0]
     if first == topics.SHARE:
         message = f"shared subscription {template!r} in a rule"
         cure = "write the filter without $share/GROUP/; a rule on a filter holds for shared subscriptions to it too"

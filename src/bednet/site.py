@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bednet import csr, topics
@@ -35,6 +34,7 @@ from bednet.yamlfile import Node, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from bednet.yamlfile import Scalar
 
@@ -170,7 +170,7 @@ def unusable_key_types(site: Site, key_type: str) -> list[Problem]:
     return problems
 
 
-def _bad_id(identifier: str) -> tuple[str, str, str] | None:
+def _bad_id(identifier: str) -> tuple[str, str, str] | None:  # noqa: PLR0911 - one for each refusal
     """Say what is wrong with a device id: code, message, cure."""
     shown = f"device id {identifier!r}"
     if identifier.lower().startswith(RESERVED_PREFIX):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TYPE_CHECKING, TypeAlias
 
 import yaml
 
@@ -29,12 +29,14 @@ MAX_DEPTH = 32
 """Levels of nesting; the schemas need five."""
 
 Scalar: TypeAlias = str | int | float | bool | None
-Plain: TypeAlias = Union[Scalar, list["Plain"], dict[str, "Plain"]]
+Plain: TypeAlias = "Scalar | list[Plain] | dict[str, Plain]"
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _DECIMAL = re.compile(r"-?(0|[1-9][0-9]{0,17})\.[0-9]{1,17}")
 _WORDS: Mapping[str, Scalar] = {"true": True, "false": False, "null": None, "~": None, "": None}
+
+_NO_ALIAS = "write the value out where it is used, in quotes when it is text that begins with * or &"
 
 # libyaml's parser is some ten times faster than the one in Python; both emit the same events.
 _Parser: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -90,50 +92,43 @@ class _StopReadingError(Exception):
 
 
 class _Composer:
-    """Builds nodes from parser events; iterative by depth limit, and deaf to aliases."""
+    """Builds nodes from parser events, down to a depth that no honest file reaches; follows no alias."""
 
     def __init__(self, file: str, text: str) -> None:
         self.file = file
         self.problems: list[Problem] = []
         self._events = yaml.parse(text, Loader=_Parser)
 
-    def refuse(self, line: int, code: str, message: str, cure: str) -> None:
-        self.problems.append(Problem(Place(self.file, line), code, message, cure))
+    def refuse(self, place: Place, code: str, message: str, cure: str) -> None:
+        self.problems.append(Problem(place, code, message, cure))
+
+    def _place(self, event: yaml.Event) -> Place:
+        return Place(self.file, event.start_mark.line + 1 if event.start_mark else 1)
 
     def document(self) -> Node | None:
         """Return the root of the only document, None when there is none."""
         root: Node | None = None
-        documents = 0
         for event in self._events:
-            if isinstance(event, yaml.DocumentStartEvent):
-                documents += 1
-                if documents > 1:
-                    self.refuse(
-                        event.start_mark.line + 1,
-                        "yaml-documents",
-                        "a second document begins here ('---')",
-                        "keep everything in one document and take the '---' out",
-                    )
-                    raise _StopReadingError
-            elif isinstance(event, yaml.NodeEvent):
+            if isinstance(event, yaml.DocumentStartEvent) and root is not None:
+                cure = "keep everything in one document and take this '---' out"
+                self.refuse(self._place(event), "yaml-documents", "a second document begins here ('---')", cure)
+                raise _StopReadingError
+            if isinstance(event, yaml.NodeEvent):
                 root = self._node(event, depth=0)
         return root
 
-    def _node(self, event: yaml.NodeEvent, depth: int) -> Node:
-        line = event.start_mark.line + 1
-        place = Place(self.file, line)
+    def _node(self, event: yaml.Event, depth: int) -> Node:
+        place = self._place(event)
         if isinstance(event, yaml.AliasEvent):
-            self.refuse(line, "yaml-alias", f"'*{event.anchor}' refers to another value", "write the value out here")
+            self.refuse(place, "yaml-alias", f"'*{event.anchor}' refers to another value", _NO_ALIAS)
             return Node(None, place)
-        if event.anchor is not None:
-            self.refuse(line, "yaml-anchor", f"'&{event.anchor}' names a value for use elsewhere", "take it out")
-        tag = getattr(event, "tag", None)
-        if tag is not None:
-            self.refuse(line, "yaml-tag", f"the YAML tag {tag!r} is not used here", "write the plain value")
+        if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
+            self.refuse(place, "yaml-alias", f"'&{event.anchor}' names a value for use elsewhere", _NO_ALIAS)
+        if (tag := getattr(event, "tag", None)) is not None:
+            self.refuse(place, "yaml-tag", f"the YAML tag '{tag}' is not used here", "write the plain value")
         if depth > MAX_DEPTH:
-            self.refuse(
-                line, "yaml-depth", f"nested more than {MAX_DEPTH} levels deep", "check brackets and indentation"
-            )
+            message = f"nested more than {MAX_DEPTH} levels deep"
+            self.refuse(place, "yaml-depth", message, "check brackets and indentation")
             raise _StopReadingError
         if isinstance(event, yaml.ScalarEvent):
             return Node(self._scalar(event), place)
@@ -152,11 +147,11 @@ class _Composer:
             value = self._node(next(self._events), depth + 1)
             if not isinstance(key.value, str):
                 shown = "a list or mapping" if isinstance(key.value, tuple | dict) else repr(key.value)
-                self.refuse(key.place.line, "yaml-key", f"a key must be text, not {shown}", "put the key in quotes")
+                self.refuse(key.place, "yaml-key", f"a key must be text, not {shown}", "put the key in quotes")
             elif key.value in keys:
                 first = keys[key.value].line
                 message = f"the key {key.value!r} stands here again; it stands in line {first} already"
-                self.refuse(key.place.line, "duplicate-key", message, "remove one of the two, or join their values")
+                self.refuse(key.place, "duplicate-key", message, "remove one of the two, or join their values")
             else:
                 values[key.value] = value
                 keys[key.value] = key.place
@@ -191,16 +186,21 @@ def _decode(file: str, raw: bytes) -> tuple[str, list[Problem]]:
 def _syntax_problem(file: str, text: str, error: yaml.MarkedYAMLError) -> Problem:
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark else 1
+    place = Place(file, line)
     lines = text.splitlines() or [""]
     here = lines[min(line, len(lines)) - 1]
-    if "\t" in here[: len(here) - len(here.lstrip())] or "'\\t'" in str(error.problem):
-        return Problem(Place(file, line), "yaml-tab", "a tab, where YAML wants spaces", "indent with spaces only")
-    message = f"not valid YAML: {error.problem or error.context or error}"
+    if "\t" in here[: len(here) - len(here.lstrip())]:
+        return Problem(place, "yaml-tab", "a tab, where YAML wants spaces", "indent with spaces only")
+    message = f"not valid YAML: {error.problem or error}"
+    if error.context and error.context_mark and error.context_mark.line + 1 != line:
+        message += f", {error.context} that begins in line {error.context_mark.line + 1}"
     cure = "check indentation, quotes and brackets in this line and the one before"
-    return Problem(Place(file, line), "yaml-syntax", message, cure)
+    if "{device." in here:
+        cure = 'put each topic with {...} in quotes, as in ["sensors/{device.id}/#"]'
+    return Problem(place, "yaml-syntax", message, cure)
 
 
-def load(path: Path) -> tuple[Node | None, list[Problem]]:
+def load(path: Path) -> tuple[Node | None, list[Problem]]:  # noqa: PLR0911 - one for each refusal
     """Read a YAML file whose top level is a mapping.
 
     :returns: the root, and all problems found. The root is None when nothing can be made of the file; otherwise it
@@ -229,6 +229,8 @@ def load(path: Path) -> tuple[Node | None, list[Problem]]:
         return None, composer.problems
     except yaml.MarkedYAMLError as error:
         return None, [*composer.problems, _syntax_problem(file, text, error)]
+    if any(problem.code == "yaml-alias" for problem in composer.problems):
+        return None, composer.problems  # the values are not there to be checked
     if root is None or (root.value is None and not composer.problems):
         return None, [
             Problem(start, "file-empty", "the file is empty", "begin it with 'version: 1'; see docs/policy.md")
