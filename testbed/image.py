@@ -215,7 +215,7 @@ def _bootstrap(suite: str, name: str, mirror: Mirror) -> None:
     with tempfile.TemporaryDirectory(dir=scratch, prefix=f"{suite}-") as folder:
         tar = Path(folder) / "root.tar"
         hook = Path(folder) / "customize"
-        hook.write_text('#!/bin/sh\nexec chroot "$1" /bin/sh <<\'CUSTOMIZE\'\n' + CUSTOMIZE + "CUSTOMIZE\n")
+        hook.write_text("#!/bin/sh\nexec chroot \"$1\" /bin/sh <<'CUSTOMIZE'\n" + CUSTOMIZE + "CUSTOMIZE\n")
         hook.chmod(0o755)
         run(
             [
