@@ -38,6 +38,7 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -416,22 +417,22 @@ class Authority:
             found.append("issuing.pem may not sign certificates and CRLs. Cure: make it again with the role ca")
         return found
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The issuing key's fingerprint: what was signed with another key has to be signed again."""
         return fingerprint(self.issuing.public_key())  # type: ignore[arg-type]
 
-    @property
+    @cached_property
     def issuing_pem(self) -> str:
         """The issuing certificate."""
         return self.issuing.public_bytes(Encoding.PEM).decode()
 
-    @property
+    @cached_property
     def ca_pem(self) -> str:
         """What a peer trusts: issuing and root certificate."""
         return self.issuing_pem + self.root.public_bytes(Encoding.PEM).decode()
 
-    @property
+    @cached_property
     def hash(self) -> hashes.SHA256 | hashes.SHA384 | None:
         """The hash that goes with the issuing key."""
         if isinstance(self.key, ed25519.Ed25519PrivateKey):
@@ -636,6 +637,10 @@ class Store:
             line = f"$7${PASSWORD_ITERATIONS}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
             self.passwords[name] = {"password": password, "hash": line}
         return self.passwords[name]["password"]
+
+    def password_file(self) -> str:
+        """Return what every broker's password_file holds: a line for each device with a password, and the probe's."""
+        return "".join(f"{name}:{self.passwords[name]['hash']}\n" for name in sorted(self.passwords))
 
     def save_secrets(self) -> None:
         """Take step 1 and 5 of a run."""
@@ -964,6 +969,8 @@ def sign_server(store: Store, authority: Authority, request: object, now: dateti
         "ca": authority.ca_pem,
         "serial": entry.serial if entry.pem else None,
         "not_after": entry.not_after,
+        "crl": (store.read("publish/issuing.crl.pem") or b"").decode(),
+        "password_file": store.password_file(),
     }
 
 
@@ -1106,7 +1113,6 @@ def sync_devices(store: Store, authority: Authority, request: object, now: datet
     _write_bundles(store, authority, sync, now)
     store.pending = {}
     store.save_secrets()
-    holders = sorted([PROBE, *(device.id for device in devices if device.wants_password)])
     return {
         "changed": store.changed,
         "issued": issued,
@@ -1115,7 +1121,7 @@ def sync_devices(store: Store, authority: Authority, request: object, now: datet
         "waiting": waiting,
         "removed": gone,
         "bundles": str(store.home / "bundles"),
-        "password_file": "".join(f"{name}:{store.passwords[name]['hash']}\n" for name in holders),
+        "password_file": store.password_file(),
     }
 
 
