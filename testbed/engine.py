@@ -40,7 +40,7 @@ STOP_DEADLINE_S = 30.0
 
 INSTALL_HINT = (
     "Install Docker Engine (Debian or Ubuntu: `apt-get install docker.io iptables`; elsewhere see "
-    "https://docs.docker.com/engine/install/), start it, and let this user speak to it (group `docker`), then try again."
+    "https://docs.docker.com/engine/install/), start it, let this user speak to it (group `docker`), and try again."
 )
 
 
@@ -367,7 +367,7 @@ def stop_if_ours(places: Places | None = None) -> str:
         if answers():
             connection = client()
             try:
-                busy = [c.name for c in connection.containers.list()]
+                busy = [str(container.name) for container in connection.containers.list()]
             finally:
                 connection.close()
             if busy:
@@ -444,7 +444,7 @@ def _remove_images() -> str:
     try:
         images = connection.images.list(filters={"label": LABEL})
         for image in images:
-            connection.images.remove(image.id, force=True)
+            connection.images.remove(str(image.id), force=True)
     finally:
         connection.close()
     return f"Removed {len(images)} host images."

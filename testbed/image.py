@@ -45,7 +45,7 @@ HOST_PACKAGES = (
     "systemd",
     "systemd-sysv",
 )
-FIELD_PACKAGES = ("mosquitto-clients", "openssl", "python3-cryptography", "tcpdump")
+FIELD_PACKAGES = ("mosquitto-clients", "nftables", "openssl", "python3-cryptography", "tcpdump")
 
 # Runs once in the new system. Host keys and the machine id are made at the first start, so that no two hosts share
 # them; one key type is enough for the lab and saves the time of an RSA key. Timers that fetch packages by themselves
@@ -64,18 +64,24 @@ mkdir -p /etc/systemd/system/ssh.service.d
 cat > /etc/systemd/system/ssh.service.d/lab.conf <<'EOF'
 [Service]
 ExecStartPre=
-ExecStartPre=/bin/sh -c 'test -s /etc/ssh/ssh_host_ed25519_key || ssh-keygen -q -t ed25519 -N "" -f /etc/ssh/ssh_host_ed25519_key'
+ExecStartPre=/bin/sh -c 'f=/etc/ssh/ssh_host_ed25519_key; test -s $f || ssh-keygen -q -t ed25519 -N "" -f $f'
 ExecStartPre=/usr/sbin/sshd -t
 EOF
 systemctl enable ssh.service
 systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer \\
     getty.target systemd-firstboot.service systemd-networkd-wait-online.service
-printf 'force-unsafe-io\\npath-exclude=/usr/share/doc/*\\npath-exclude=/usr/share/man/*\\npath-exclude=/usr/share/locale/*\\n' \\
-    > /etc/dpkg/dpkg.cfg.d/lab
+cat > /etc/dpkg/dpkg.cfg.d/lab <<'EOF'
+force-unsafe-io
+path-exclude=/usr/share/doc/*
+path-exclude=/usr/share/man/*
+path-exclude=/usr/share/locale/*
+EOF
 printf 'Acquire::Languages "none";\\nAcquire::Retries "3";\\n' > /etc/apt/apt.conf.d/99lab
 printf 'LANG=C.UTF-8\\n' > /etc/default/locale
 rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/log/apt /var/log/dpkg.log /usr/share/doc/* /usr/share/man/* \\
     /usr/share/locale/*
+# Else every first boot rebuilds the linker's cache and the journal's catalogue.
+touch /etc/.updated /var/.updated
 """
 
 BUILD_TIMEOUT_S = 900
@@ -310,7 +316,7 @@ def _docker_build(name: str, dockerfile: str) -> None:
         log = "".join(str(line.get("stream") or line.get("error") or "") for line in exc.build_log)
         raise LabError(
             f"Building {name} failed: {exc.msg}",
-            cure="See whether containers on this machine reach the Debian mirror (and, for debian:* as base, a registry).",
+            cure="See whether containers on this machine reach the Debian mirror (for debian:* as base: a registry).",
             log=log,
         ) from exc
     finally:

@@ -213,7 +213,7 @@ class Host:
                 cure=f"See `python -m testbed status`; the host may be stopped or paused (lab {self._lab.name}).",
             ) from exc
         # docker-py hands out a file over the socket; the socket itself can be half closed and given a deadline.
-        raw: socket.socket = getattr(stream, "_sock", stream)
+        raw: socket.socket = getattr(stream, "_sock")  # noqa: B009 - an attribute that the type does not tell of
         try:
             out, err = _talk(raw, input.encode() if isinstance(input, str) else input, timeout_s)
         except TimeoutError as exc:
@@ -541,8 +541,10 @@ class Lab:
             [
                 "sh",
                 "-ceu",
-                "cat >/home/operator/.ssh/authorized_keys; chown operator:operator /home/operator/.ssh/authorized_keys;"
-                " chmod 0600 /home/operator/.ssh/authorized_keys; cat /etc/ssh/ssh_host_ed25519_key.pub",
+                'cd /home/operator/.ssh; umask 077; cat >"$1"; chown operator:operator "$1"; cat "$2"',
+                "sh",
+                "authorized_keys",
+                "/etc/ssh/ssh_host_ed25519_key.pub",
             ],
             input=public,
         )

@@ -87,7 +87,7 @@ def this_process() -> str:
 
 
 def control_dir(name: str) -> Path:
-    """Return where SSH's shared connections of a lab lie; a short temporary folder where the checkout's path is long."""
+    """Return where SSH's shared connections of a lab lie: a temporary folder where the checkout's path is long."""
     inside = STATE / "labs" / name / "ssh"
     if len(os.fsencode(inside)) <= CONTROL_DIR_MAX:
         return inside

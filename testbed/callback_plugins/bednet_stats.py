@@ -11,7 +11,7 @@ import json
 import os
 from typing import Any
 
-from ansible.plugins.callback import CallbackBase
+from ansible.plugins.callback import CallbackBase  # type: ignore[import-untyped] # Ansible has no type hints
 
 DOCUMENTATION = """
     name: bednet_stats
@@ -21,7 +21,7 @@ DOCUMENTATION = """
 """
 
 
-class CallbackModule(CallbackBase):  # type: ignore[misc] # Ansible has no type hints
+class CallbackModule(CallbackBase):  # type: ignore[misc] # as above
     """Collects failures while the play runs and writes the file when it ends."""
 
     CALLBACK_VERSION = 2.0
