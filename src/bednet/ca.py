@@ -36,6 +36,7 @@ import re
 import secrets
 import shutil
 import sys
+import warnings
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
@@ -87,6 +88,7 @@ PROBE, CANARY = "bednet-probe", "bednet-canary"
 CANARY_LIFE, CANARY_RENEWAL, CANARY_LAST_MOMENT = timedelta(days=365), timedelta(days=60), timedelta(days=1)
 DEFAULT_CRL_DAYS = 7.0
 MOST_DAYS = 36_500
+MOST_CN = 64  # characters (RFC 5280 A.1, ub-common-name)
 DEFAULT_WARN_DAYS = 30.0
 # Iterations slow down who guesses. Our passwords are 256 random bits, made here, so there is nothing to guess; but each
 # connection costs the broker's only thread this work. 101 is Mosquitto's own default, and so is the salt's length.
@@ -284,7 +286,12 @@ def read_csr(pem: str, owner: str) -> tuple[x509.CertificateSigningRequest, Publ
 
 
 def _check_common_name(csr: x509.CertificateSigningRequest, device: str) -> None:
-    names = [str(name.value) for name in csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about an empty CN, which we accept
+        try:
+            names = [str(name.value) for name in csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+        except ValueError as exc:
+            raise Refused(f"the subject in the CSR of {device} cannot be read ({exc}). Cure: make it again") from exc
     if names not in ([], [""], [device]):
         raise Refused(f"the CSR of {device} is for {', '.join(map(repr, names))}. Cure: make it with CN={device}")
 
@@ -925,6 +932,8 @@ def sign_server(store: Store, authority: Authority, request: object, now: dateti
     dns, addresses = [item.lower() for item in fields.texts("dns")], fields.texts("ip")
     crl_url = fields.text("crl_url", None)
     fields.done()
+    if len(name) > MOST_CN or not DNS_NAME.fullmatch(name.lower()):
+        raise Refused(f"sign-server: {name!r} is not a host name of at most {MOST_CN} characters. Cure: correct it")
     try:
         ip = [ipaddress.ip_address(address) for address in addresses]
     except ValueError as exc:
