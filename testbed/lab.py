@@ -600,7 +600,7 @@ class Lab:
             ],
             what="Encrypting the site's secrets",
             cure="See whether `.venv/bin/ansible-vault` works.",
-            stdin=f"ca_root_passphrase: {secrets.token_urlsafe(32)}\n".encode(),
+            stdin=f"vault_ca_root_passphrase: {secrets.token_urlsafe(32)}\n".encode(),
             env=self._ansible_env(),
         )
 
