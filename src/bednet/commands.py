@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from bednet.acl_file import acl_problems, compile_acl_file
 from bednet.errors import SiteError
 from bednet.policy import Access, Decision, Verdict
-from bednet.site import KEY_TYPES, Site, decide, failing_tests, load_site, unusable_key_types
+from bednet.site import KEY_TYPES, Device, Site, decide, failing_tests, load_site, unusable_key_types
 
 if TYPE_CHECKING:
     import argparse
@@ -63,6 +63,10 @@ def _warn(site: Site) -> None:
         sys.stderr.write(f"{warning}\n")
 
 
+def _waits(device: Device) -> bool:
+    return device.enrolment == "csr" and device.csr is None and device.revoked is None
+
+
 def _summary(site: Site) -> dict[str, int]:
     active = [device for device in site.devices.values() if device.revoked is None]
     return {
@@ -71,7 +75,7 @@ def _summary(site: Site) -> dict[str, int]:
         "revoked": len(site.devices) - len(active),
         "certificate": sum("certificate" in device.authentication for device in active),
         "password": sum("password" in device.authentication for device in active),
-        "waiting_for_csr": sum(device.enrolment == "csr" and device.csr is None for device in active),
+        "waiting_for_csr": sum(_waits(device) for device in active),
         "roles": len(site.roles),
         "tests": len(site.tests),
     }
@@ -81,14 +85,13 @@ def _check(arguments: argparse.Namespace) -> int:
     site = checked_site(arguments.site, arguments.key_type)
     _warn(site)
     counts = _summary(site)
-    waiting = [device.id for device in site.devices.values() if device.enrolment == "csr" and not device.csr]
     sys.stdout.write(
-        f"{arguments.site}: {counts['devices']} devices ({counts['revoked']} revoked), {counts['roles']} roles, "
-        f"{counts['tests']} policy tests hold\n"
+        f"{arguments.site}: fine. Devices: {counts['devices']} (revoked: {counts['revoked']}). "
+        f"Roles: {counts['roles']}. Policy tests: {counts['tests']}.\n"
     )
-    for device_id in waiting:
-        if site.devices[device_id].revoked is None:
-            sys.stdout.write(f"{device_id} waits for {arguments.site / 'csr' / device_id}.csr\n")
+    for device in site.devices.values():
+        if _waits(device):
+            sys.stdout.write(f"{device.id} waits for {arguments.site / 'csr' / device.id}.csr\n")
     return 0
 
 
@@ -118,8 +121,11 @@ def _explain(arguments: argparse.Namespace) -> int:
     access = Access.SUBSCRIBE if arguments.publish is None else Access.PUBLISH
     topic = arguments.subscribe if arguments.publish is None else arguments.publish
     decision = decide(site, arguments.device, access, topic)
+    if decision.verdict is Verdict.UNKNOWN_DEVICE:
+        sys.stderr.write(f"bednet: {decision.reason}. Cure: name a device that is listed there. [unknown-device]\n")
+        return 1
     sys.stdout.write(explanation(arguments.device, access, topic, decision))
-    return 1 if decision.verdict is Verdict.UNKNOWN_DEVICE else 0
+    return 0
 
 
 def explanation(device_id: str, access: Access, topic: str, decision: Decision) -> str:

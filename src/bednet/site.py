@@ -45,9 +45,20 @@ PROBE_FILTER = "bednet/probe/#"
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _MAX_ID = 64
-_BUILT_IN = ("id", "location", "type")
-# What a device entry says elsewhere; an attribute of that name would be read as that.
-_TAKEN_NAMES = (*_BUILT_IN, "roles", "tags", "attributes", "authentication", "enrolment", "key_types", "revoked", "csr")
+# What a device entry says elsewhere; an attribute of that name would be taken for it.
+_TAKEN_NAMES = (
+    "id",
+    "location",
+    "type",
+    "roles",
+    "tags",
+    "attributes",
+    "authentication",
+    "enrolment",
+    "key_types",
+    "revoked",
+    "csr",
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ class Device:
     :ivar csr: the PEM of ``csr/<id>.csr``; None for a device that waits for it, and for bundles.
     :ivar key_types: the key types that its TLS stack can verify; empty for all.
     :ivar revoked: the reason in the words of RFC 5280, 5.3.1; None while the device is in service.
-    :ivar places: where the keys of its entry stand; ``place`` is that of the id.
+    :ivar places: where the values of its entry stand, by key or ``attributes/NAME``; ``place`` is that of the id.
     """
 
     id: str
@@ -212,6 +223,30 @@ def _bad_value(value: Scalar) -> str | None:
     return None
 
 
+def _value(rule: Rule, device: Device, name: str, attributes: set[str]) -> str | Problem:
+    """Return what stands for ``{device.NAME}`` in a rule, or why nothing can.
+
+    :param attributes: the names of all attributes that any device has.
+    """
+    built_in: Mapping[str, Scalar] = {"id": device.id, "location": device.location, "type": device.type}
+    value = built_in[name] or None if name in built_in else device.attributes.get(name)
+    if value is None and name not in built_in and name not in attributes:
+        message = f"role '{rule.role}': no device has the attribute of {{device.{name}}}"
+        cure = f"{did_you_mean(name, {*built_in, *attributes})}Add '{name}' to 'attributes' in devices.yml"
+        return Problem(rule.place, "placeholder-value-missing", message, cure)
+    if value is None:
+        message = f"device '{device.id}' has no '{name}', which {rule} needs"
+        where = "" if name in built_in else " to 'attributes'"
+        cure = f"add '{name}'{where} of the device, or take the role from it"
+        return Problem(device.place, "placeholder-value-missing", message, cure)
+    if bad := _bad_value(value):
+        place = device.places.get(name if name in built_in else f"attributes/{name}", device.place)
+        message = f"device '{device.id}': '{name}' {bad}; it is used by {rule}"
+        cure = f"write a '{name}' without + # and /, in quotes when it is a number with a point"
+        return Problem(place, "placeholder-value", message, cure)
+    return str(value)
+
+
 def _text(node: Node | None, default: str = "") -> str:
     return node.value if node is not None and isinstance(node.value, str) else default
 
@@ -277,6 +312,7 @@ class _Reader:
 
     def _device(self, identifier: str, place: Place, entry: Node) -> Device:
         attributes: dict[str, Scalar] = {}
+        places = {key: node.place for key, node in entry.items()}
         stated = entry.get("attributes")
         for name, node in stated.items() if stated else ():
             if name in _TAKEN_NAMES:
@@ -284,6 +320,7 @@ class _Reader:
                 self.refuse(node.place, "attribute-name", message, "choose another name for the attribute")
             elif not isinstance(node.value, tuple | dict):
                 attributes[name] = node.value
+                places[f"attributes/{name}"] = node.place
         authentication = tuple(way for way, _ in _texts(entry.get("authentication"))) or ("certificate",)
         enrolment = _text(entry.get("enrolment"), "bundle")
         revoked = _text(entry.get("revoked")) or None
@@ -309,7 +346,7 @@ class _Reader:
             csr=request,
             key_types=tuple(key_type for key_type, _ in _texts(entry.get("key_types"))),
             revoked=revoked,
-            places={key: node.place for key, node in entry.items()},
+            places=places,
         )
 
     def _check_csr_folder(self, devices: Mapping[str, Device]) -> None:
@@ -366,58 +403,34 @@ class _Reader:
                 self.warn(role_without.place, "unused-role", message, cure)
 
     def _grants(self, devices: Mapping[str, Device], roles: Mapping[str, Role]) -> dict[str, tuple[Grant, ...]]:
-        stated = {name for device in devices.values() for name in device.attributes}
+        attributes = {name for device in devices.values() for name in device.attributes}
         grants: dict[str, tuple[Grant, ...]] = {}
-        told: set[object] = set()
+        # A value that is missing in many places is told once for each device, or once for all.
+        told: dict[tuple[Place, str], Problem] = {}
         for device in devices.values():
-            values: dict[str, Scalar] = {"id": device.id, "location": device.location, "type": device.type}
-            values |= device.attributes
             held: list[Grant] = []
             for rule in (rule for role in device.roles if role in roles for rule in roles[role].rules):
-                filled = self._fill_in(rule, device, values, stated, told)
-                if filled is not None:
-                    held.append(Grant(rule, filled))
+                values: dict[str, str] = {}
+                for name in placeholders(rule.template):
+                    value = _value(rule, device, name, attributes)
+                    if isinstance(value, Problem):
+                        told.setdefault((value.place, name), value)
+                    else:
+                        values[name] = value
+                if values.keys() >= set(placeholders(rule.template)):
+                    held += self._grant(rule, device, values)
             grants[device.id] = () if device.revoked is not None else tuple(held)
+        self.problems += told.values()
         return grants
 
-    def _fill_in(
-        self, rule: Rule, device: Device, values: Mapping[str, Scalar], stated: set[str], told: set[object]
-    ) -> str | None:
-        """Fill a rule in for a device; None, with a problem told once, when that cannot be done."""
-        texts: dict[str, str] = {}
-        for name in placeholders(rule.template):
-            value = values.get(name)
-            place = device.places.get(name) if name in _BUILT_IN else device.places.get("attributes")
-            if value is None or (value == "" and name in _BUILT_IN):
-                if name not in _BUILT_IN and name not in stated:
-                    key, place = (rule.place, name), rule.place
-                    message = f"role '{rule.role}': no device has the attribute of {{device.{name}}}"
-                    cure = f"{did_you_mean(name, {*_BUILT_IN, *stated})}Add '{name}' to 'attributes' in devices.yml"
-                else:
-                    key, place = (device.place, name), device.place
-                    message = f"device '{device.id}' has no '{name}', which {rule} needs"
-                    where = "" if name in _BUILT_IN else " to 'attributes'"
-                    cure = f"add '{name}'{where} of the device, or take the role from it"
-                code = "placeholder-value-missing"
-            elif bad := _bad_value(value):
-                key, place = (device.place, name), place or device.place
-                code, message = "placeholder-value", f"device '{device.id}': '{name}' {bad}; it is used by {rule}"
-                cure = f"write a '{name}' without + # and /, in quotes when it is a number with a point"
-            else:
-                texts[name] = str(value)
-                continue
-            if key not in told:
-                told.add(key)
-                self.refuse(place, code, message, cure)
-        if len(texts) < len(set(placeholders(rule.template))):
-            return None
-        filled = fill_in(rule.template, texts)
+    def _grant(self, rule: Rule, device: Device, values: Mapping[str, str]) -> list[Grant]:
+        topic_filter = fill_in(rule.template, values)
         try:
-            topics.check_filter(filled)
+            topics.check_filter(topic_filter)
         except TopicError as error:
             self.refuse(rule.place, error.code, f"role '{rule.role}' for device '{device.id}': {error}", error.cure)
-            return None
-        return filled
+            return []
+        return [Grant(rule, topic_filter)]
 
     def _tests(self, root: Node, devices: Mapping[str, Device]) -> Iterator[PolicyTest]:
         stated = root.get("tests")
