@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sites made up for a test.
 
-- fixture ``site_folder``: an empty site folder with helpers to fill it, load it and look at what is refused.
+- fixture ``site_folder``: a site folder with helpers to fill it, load it and look at what is refused.
+- fixtures ``policy_page`` and ``documented_codes``: docs/policy.md, and the codes in its table of problems.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,8 +19,6 @@ from bednet.commands import checked_site
 from bednet.errors import Problem, SiteError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from bednet.site import Site
 
 DEVICES = """\
@@ -41,6 +42,7 @@ class SiteFolder:
     """A site's folder; both files are good until a test writes others."""
 
     path: Path
+    documented_codes: frozenset[str]
 
     def write(self, *, devices: str | bytes = DEVICES, policy: str | bytes = POLICY) -> None:
         """Write the two files as they are."""
@@ -63,7 +65,9 @@ class SiteFolder:
         """Return why the site is refused."""
         with pytest.raises(SiteError) as refusal:
             self.load(key_type)
-        return list(refusal.value.problems)
+        problems = list(refusal.value.problems)
+        assert {problem.code for problem in problems} <= self.documented_codes
+        return problems
 
     def problem(self, code: str, key_type: str = "P-256") -> Problem:
         """Return the only problem with this code."""
@@ -73,10 +77,25 @@ class SiteFolder:
         return found[0]
 
 
+@pytest.fixture(scope="session")
+def policy_page() -> str:
+    """The text of docs/policy.md."""
+    return (Path(__file__).parents[3] / "docs" / "policy.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def documented_codes(policy_page: str) -> frozenset[str]:
+    """The codes in the first column of the table of problems."""
+    rows = re.findall(
+        r"^\| (`[a-z0-9-]+`(?:, `[a-z0-9-]+`)*) \|", policy_page.split("## Problems and what")[1], re.MULTILINE
+    )
+    return frozenset(code for row in rows for code in re.findall(r"`([a-z0-9-]+)`", row))
+
+
 @pytest.fixture
-def site_folder(tmp_path: Path) -> SiteFolder:
+def site_folder(tmp_path: Path, documented_codes: frozenset[str]) -> SiteFolder:
     """A site folder with two good files, for one test."""
     (tmp_path / "csr").mkdir()
-    folder = SiteFolder(tmp_path)
+    folder = SiteFolder(tmp_path, documented_codes)
     folder.write()
     return folder

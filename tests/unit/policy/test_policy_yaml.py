@@ -54,11 +54,18 @@ def load(tmp_path: Path, content: str | bytes) -> tuple[yamlfile.Node | None, li
     ],
 )
 def test_what_is_no_plain_yaml_is_refused(
-    tmp_path: Path, content: str | bytes, line: int, code: str, message: str, cure: str
+    tmp_path: Path,
+    documented_codes: frozenset[str],
+    content: str | bytes,
+    line: int,
+    code: str,
+    message: str,
+    cure: str,
 ) -> None:
     _, problems = load(tmp_path, content)
     assert [(found_line, found_code) for found_line, found_code, _, _ in problems] == [(line, code)]
     assert re.search(message, problems[0][2])
+    assert code in documented_codes
     assert cure in problems[0][3]
 
 
