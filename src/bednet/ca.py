@@ -80,6 +80,8 @@ REASONS = (
 )
 AUTHENTICATION = ("certificate", "password")
 DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+# 64 is what a CN holds (RFC 5280 A.1, ub-common-name).
+SERVER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DNS_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
 RESERVED = "bednet-"
 PROBE, CANARY = "bednet-probe", "bednet-canary"
@@ -88,7 +90,6 @@ PROBE, CANARY = "bednet-probe", "bednet-canary"
 CANARY_LIFE, CANARY_RENEWAL, CANARY_LAST_MOMENT = timedelta(days=365), timedelta(days=60), timedelta(days=1)
 DEFAULT_CRL_DAYS = 7.0
 MOST_DAYS = 36_500
-MOST_CN = 64  # characters (RFC 5280 A.1, ub-common-name)
 DEFAULT_WARN_DAYS = 30.0
 # Iterations slow down who guesses. Our passwords are 256 random bits, made here, so there is nothing to guess; but each
 # connection costs the broker's only thread this work. 101 is Mosquitto's own default, and so is the salt's length.
@@ -820,7 +821,7 @@ def refresh_crl(store: Store, authority: Authority, now: datetime, refresh_befor
     after one CRL has listed them past their end (RFC 5280 3.3).
     """
     last = _load_crl(store, authority)
-    last_update = moment(last, "last_update") if last else None
+    last_update = moment(last, "last_update") if last is not None else None
     listed = {f"{revoked.serial_number:040x}": _reason(revoked) for revoked in last or ()}
     wanted = {
         entry.serial: entry
@@ -932,8 +933,10 @@ def sign_server(store: Store, authority: Authority, request: object, now: dateti
     dns, addresses = [item.lower() for item in fields.texts("dns")], fields.texts("ip")
     crl_url = fields.text("crl_url", None)
     fields.done()
-    if len(name) > MOST_CN or not DNS_NAME.fullmatch(name.lower()):
-        raise Refused(f"sign-server: {name!r} is not a host name of at most {MOST_CN} characters. Cure: correct it")
+    if not SERVER_NAME.fullmatch(name):
+        raise Refused(
+            f"sign-server: {name!r} cannot be a gateway's name. Cure: letters, digits, dot, - and _, at most 64"
+        )
     try:
         ip = [ipaddress.ip_address(address) for address in addresses]
     except ValueError as exc:
@@ -1350,8 +1353,8 @@ def renew_crl(store: Store, authority: Authority, request: object, now: datetime
     return {
         "changed": store.changed,
         "renewed": renewed,
-        "next_update": stamp(moment(last, "next_update")) if last else None,
-        "revoked": len(last) if last else 0,
+        "next_update": stamp(moment(last, "next_update")) if last is not None else None,
+        "revoked": len(last) if last is not None else 0,
     }
 
 
@@ -1383,7 +1386,7 @@ def status(store: Store, authority: Authority, request: object, now: datetime) -
             }
             for name, certificate in (("root", authority.root), ("issuing", authority.issuing))
         },
-        "crl": {"next_update": stamp(moment(last, "next_update")), "revoked": len(last)} if last else None,
+        "crl": {"next_update": stamp(moment(last, "next_update")), "revoked": len(last)} if last is not None else None,
         "certificates": kinds,
         "passwords": len(store.passwords),
     }
