@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of the roles share: the scenario `alternative`, and what a run of a scenario showed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from testbed.lab import Lab, PlayResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A lab on which site.yml ran three times, and what each run did."""
+
+    lab: Lab
+    check: PlayResult
+    state_after_check: str
+    converge: PlayResult
+    again: PlayResult
+
+    @property
+    def ca_home(self) -> Path:
+        """The CA's folder, where the CA lives on the control machine."""
+        return self.lab.folder / "authority"
+
+
+def forget_key_types(site: Path) -> None:
+    """Take the devices' own limits on key types out of a lab's copy of the site, so that any CA will do."""
+    file = site / "devices.yml"
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if "key_types:" not in line), encoding="utf-8")
+
+
+@pytest.fixture(scope="package")
+def alternative_before() -> Iterator[Lab]:
+    """A bare Debian 12 gateway with alternative.yml's variables, as long as this package's tests last."""
+    with Lab.up("alternative", suite="bookworm", gateways=1, ca="localhost", field=False) as lab:
+        variables = yaml.safe_load((HERE / "alternative.yml").read_text(encoding="utf-8"))
+        variables["ca_home"] = str(lab.folder / "authority")
+        (lab.site / "group_vars/all/alternative.yml").write_text(yaml.safe_dump(variables), encoding="utf-8")
+        local = lab.site / "host_vars/localhost"
+        local.mkdir(parents=True)
+        (local / "main.yml").write_text("ansible_become: false\n", encoding="utf-8")
+        yield lab
+
+
+@pytest.fixture(scope="package")
+def alternative(alternative_before: Lab) -> Scenario:
+    """The scenario `alternative`: checked, converged and run again."""
+    lab = alternative_before
+    forget_key_types(lab.site)
+    check = lab.play("site.yml", "--check")
+    state = lab.hosts["gateway-1"].exec(["sh", "-c", "dpkg -l mosquitto 2>&1; ls /etc/mosquitto 2>&1; true"]).stdout
+    return Scenario(lab, check, state, lab.play("site.yml"), lab.play("site.yml"))
