@@ -39,6 +39,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from bednet.errors import BednetError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
@@ -76,8 +78,10 @@ Version = Literal[4, 5]
 """MQTT 3.1.1 is protocol level 4, MQTT 5 is 5."""
 
 
-class ProbeError(Exception):
+class ProbeError(BednetError):
     """The probe could not find out what it was asked."""
+
+    code = "probe"
 
 
 class NothingArrivedError(ProbeError):
@@ -266,7 +270,14 @@ class _NamedContext(ssl.SSLContext):
 
     def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:  # ours: *args are the standard library's own
         kwargs["server_hostname"] = self.server_name or kwargs.get("server_hostname")
-        return super().wrap_socket(*args, **kwargs)
+        wrapped = super().wrap_socket(*args, **kwargs)
+        try:
+            wrapped.do_handshake()
+        except BaseException:
+            # paho would leave it open.
+            wrapped.close()
+            raise
+        return wrapped
 
 
 def tls_context(
@@ -460,7 +471,10 @@ def handshake(
     listener: Listener, credentials: Credentials = NOBODY, *, offer: Offer = MODERN, timeout: float = TIMEOUT
 ) -> Handshake:
     """Do a TLS handshake and say what came of it, the server's verdict on our certificate included."""
-    return _handshake(listener, credentials, offer, timeout)[0]
+    seen, channel = _handshake(listener, credentials, offer, timeout)
+    if channel is not None:
+        channel.close()
+    return seen
 
 
 def _handshake(
@@ -1136,7 +1150,9 @@ class Session:
         """
         token = secrets.token_bytes(12)
         sender = through or self
-        sender.publish(topic, token, timeout=timeout)
+        receipt = sender.publish(topic, token, timeout=timeout)
+        if not receipt.granted:
+            raise NothingArrivedError(f"the permitted message on {topic} was refused: {receipt}")
         return self.until(lambda message: message.payload == token, f"the permitted message on {topic}", timeout)[:-1]
 
     def wait_goodbye(self, timeout: float | None = None) -> Goodbye:

@@ -1,0 +1,1178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prove from outside that the net of a deployed site holds: the checks behind `bednet verify` and `bednet report`.
+
+Offers:
+
+- :data:`CHECKS`: every check, each a :class:`Check` with its layer, its sentence and the function that runs it.
+- :func:`read_input`: the gateways and the probe's identity, from the JSON file that the role `verification` writes.
+- :func:`verify`: run the checks against every gateway; returns a :class:`Report`.
+- :func:`read_report`, :meth:`Report.write`: a report as a JSON file. :func:`table`: a report as a table for people.
+- :func:`add_parser`: the subcommands `verify` and `report` of the command line.
+
+A check passes only on the answer it expects. Whatever else happens - another alert, a timeout, a closed port, an error
+in the check itself - is a failure: an open broker must never pass because the probe did not understand what it saw.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import logging
+import secrets
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bednet import probe
+from bednet.errors import BednetError
+from bednet.probe import Answer, Credentials, Handshake, Listener, NothingArrivedError, Offer, Outcome, Session, Will
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+logger = logging.getLogger(__name__)
+
+Scope = Literal["bite", "all"]
+
+# No gateway is given more than this (seconds): checks that have not begun by then fail.
+GATEWAY_BUDGET = 60.0
+# Handshakes that run side by side against one gateway; a broker has one thread.
+_LANES = 3
+
+REPORT_VERSION = 1
+
+
+class VerifyError(BednetError):
+    """The input or report file cannot be used; the message says what is wrong with it."""
+
+    code = "verify"
+
+
+# --- What goes in and what comes out --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A gateway as it claims to be configured.
+
+    :param address: where the probe connects to, an IP address or a name.
+    :param server_name: the DNS name that the server's certificate carries.
+    :param password_port: None where passwords are off.
+    :param websockets_port: None where WebSockets are off.
+    :param plaintext_port: the port of unencrypted MQTT, which must be closed.
+    :param tls_versions: those that must be accepted ("1.2", "1.3"); every other one must be refused.
+    :param max_packet_size: bytes.
+    """
+
+    name: str
+    address: str
+    server_name: str
+    mtls_port: int = 8883
+    password_port: int | None = 8884
+    websockets_port: int | None = None
+    plaintext_port: int = 1883
+    tls_versions: tuple[str, ...] = ("1.2", "1.3")
+    max_packet_size: int = 65536
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The identity that the checks use, and the branches of topics that it has on every gateway.
+
+    An identity has one session on a gateway, so nobody else can watch what becomes of its messages. Where it may
+    subscribe to ``unwritable_topic`` and publish to ``unreadable_topic``, it can watch both sides of the access control
+    by itself; where it may do neither there, it sees only what a gateway without any access control would show.
+
+    :param ca: PEM file with the site's root CA, and perhaps its issuing CA.
+    :param topic: the branch that it may publish and subscribe.
+    :param unwritable_topic: a branch that it may not publish.
+    :param unreadable_topic: a branch that it may publish and not subscribe; None where there is none.
+    """
+
+    id: str
+    certificate: Path
+    key: Path
+    ca: Path
+    password: str = field(repr=False)
+    topic: str = "bednet/probe"
+    unwritable_topic: str = "bednet/forbidden"
+    unreadable_topic: str | None = None
+
+
+@dataclass(frozen=True)
+class Input:
+    """What to verify, and as whom."""
+
+    gateways: tuple[Gateway, ...]
+    identity: Identity
+    canary: Credentials
+    checks: Scope = "all"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one check saw: enough for an operator to understand it, never a secret."""
+
+    passed: bool
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    :param layer: encryption, authentication, access control, limits or reachability.
+    :param name: a short sentence that is true when the check passes.
+    :param bite: whether it is one of the few that end a deployment.
+    :param session: whether it takes the identity's session, or would on a lax gateway; a gateway holds one session for
+        an identity, so these run one after the other.
+    :param applies: whether there is anything to check on this gateway.
+    """
+
+    layer: str
+    name: str
+    bite: bool
+    run: Callable[[Target], Verdict]
+    session: bool = False
+    applies: Callable[[Gateway], bool] = lambda _: True
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a check said about a gateway."""
+
+    layer: str
+    check: str
+    gateway: str
+    evidence: str
+    passed: bool
+    bite: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """The results of one run.
+
+    :param expected: gateway name -> number of checks that had to run there.
+    """
+
+    started: datetime
+    seconds: float
+    checks: Scope
+    expected: Mapping[str, int]
+    results: tuple[Result, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check ran on every gateway, at least one on each, and all of them passed."""
+        ran = {name: sum(result.gateway == name for result in self.results) for name in self.expected}
+        return (
+            bool(self.expected)
+            and all(ran[name] >= max(count, 1) for name, count in self.expected.items())
+            and all(result.passed for result in self.results)
+        )
+
+    def write(self, path: Path) -> None:
+        """Write the report as JSON; it holds no secret."""
+        document = {
+            "version": REPORT_VERSION,
+            "started": self.started.isoformat(),
+            "seconds": round(self.seconds, 3),
+            "checks": self.checks,
+            "passed": self.passed,
+            "expected": dict(self.expected),
+            "results": [asdict(result) for result in self.results],
+        }
+        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def read_report(path: Path) -> Report:
+    """Read what :meth:`Report.write` wrote.
+
+    :raises VerifyError: if the file is no such report.
+    """
+    document = _read_json(path)
+    if document.get("version") != REPORT_VERSION:
+        raise VerifyError(f"{path}: not a report of version {REPORT_VERSION} of `bednet verify`")
+    try:
+        return Report(
+            datetime.fromisoformat(document["started"]),
+            float(document["seconds"]),
+            document["checks"],
+            {str(name): int(count) for name, count in document["expected"].items()},
+            tuple(Result(**result) for result in document["results"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise VerifyError(f"{path}: not a whole report: {exc!r}") from exc
+
+
+def read_input(path: Path) -> Input:
+    """Read the input file of `bednet verify`.
+
+    :raises VerifyError: if it is unreadable, has unknown, missing or mistyped keys, or names no gateway.
+    """
+    document = _read_json(path)
+    _only(document, {"gateways", "identity", "canary", "checks"}, f"{path}")
+    try:
+        gateways = tuple(
+            _gateway(item, f"{path}: gateway {number}") for number, item in enumerate(document["gateways"], 1)
+        )
+        identity = _identity(document["identity"], f"{path}: identity")
+        _only(document["canary"], {"certificate", "key"}, f"{path}: canary")
+        canary = Credentials(Path(document["canary"]["certificate"]), Path(document["canary"]["key"]))
+        checks: Scope = document.get("checks", "all")
+    except KeyError as exc:
+        raise VerifyError(f"{path}: {exc} is missing") from exc
+    except (TypeError, AttributeError) as exc:
+        raise VerifyError(f"{path}: not what the role `verification` writes: {exc}") from exc
+    if checks not in ("bite", "all"):
+        raise VerifyError(f'{path}: checks is {checks!r}, expected "bite" or "all"')
+    if not gateways:
+        raise VerifyError(f"{path}: no gateway to verify")
+    if len({gateway.name for gateway in gateways}) != len(gateways):
+        raise VerifyError(f"{path}: two gateways have the same name")
+    for file in (identity.certificate, identity.key, identity.ca, canary.certificate, canary.key):
+        if file is not None and not file.is_file():
+            raise VerifyError(f"{path}: there is no file {file}")
+    return Input(gateways, identity, canary, checks)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise VerifyError(f"{path}: cannot be read as JSON: {exc}") from exc
+    if not isinstance(document, dict):
+        raise VerifyError(f"{path}: expected a JSON object")
+    return document
+
+
+def _only(item: Mapping[str, object], known: set[str], where: str) -> None:
+    if unknown := set(item) - known:
+        raise VerifyError(f"{where}: unknown key {', '.join(sorted(unknown))}")
+
+
+def _gateway(item: Mapping[str, Any], where: str) -> Gateway:
+    _only(item, set(Gateway.__dataclass_fields__), where)
+    gateway = Gateway(**{**item, "tls_versions": tuple(item.get("tls_versions", Gateway.tls_versions))})
+    if not gateway.tls_versions or set(gateway.tls_versions) - {"1.2", "1.3"}:
+        raise VerifyError(f'{where}: tls_versions is {list(gateway.tls_versions)}, expected "1.2", "1.3" or both')
+    for name in ("mtls_port", "plaintext_port", "max_packet_size"):
+        if type(getattr(gateway, name)) is not int:
+            raise VerifyError(f"{where}: {name} is not a number")
+    for name in ("password_port", "websockets_port"):
+        if getattr(gateway, name) is not None and type(getattr(gateway, name)) is not int:
+            raise VerifyError(f"{where}: {name} is neither a number nor null")
+    return gateway
+
+
+def _identity(item: Mapping[str, Any], where: str) -> Identity:
+    _only(
+        item,
+        {"id", "certificate", "key", "ca", "password_file", "topic", "unwritable_topic", "unreadable_topic"},
+        where,
+    )
+    try:
+        password = Path(item["password_file"]).read_text(encoding="utf-8").strip()
+    except OSError as exc:
+        raise VerifyError(f"{where}: the password file cannot be read: {exc.strerror}") from exc
+    if not password:
+        raise VerifyError(f"{where}: the password file is empty")
+    branches = {name: item[name] for name in ("topic", "unwritable_topic", "unreadable_topic") if name in item}
+    return Identity(
+        item["id"], Path(item["certificate"]), Path(item["key"]), Path(item["ca"]), password=password, **branches
+    )
+
+
+# --- What a check is given ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Forgeries:
+    """Certificates that nobody should accept, in the probe's name."""
+
+    self_signed: Credentials
+    false_ca: Credentials
+    copied_key_id: Credentials
+
+
+@dataclass(frozen=True)
+class Target:
+    """A gateway, and everything a check needs to knock on its doors."""
+
+    gateway: Gateway
+    identity: Identity
+    canary: Credentials
+    forgeries: Forgeries
+
+    def listener(self, port: int, *, websockets: bool = False) -> Listener:
+        """Return a TLS listener whose certificate is checked against the site's CA."""
+        return Listener(self.gateway.address, port, self.identity.ca, self.gateway.server_name, websockets=websockets)
+
+    @property
+    def mtls(self) -> Listener:
+        """The listener for certificates."""
+        return self.listener(self.gateway.mtls_port)
+
+    @property
+    def password_listeners(self) -> list[Listener]:
+        """The listeners for user names and passwords."""
+        found = []
+        if self.gateway.password_port is not None:
+            found.append(self.listener(self.gateway.password_port))
+        if self.gateway.websockets_port is not None:
+            found.append(self.listener(self.gateway.websockets_port, websockets=True))
+        return found
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """Every TLS listener."""
+        return [self.mtls, *self.password_listeners]
+
+    @property
+    def certificate(self) -> Credentials:
+        """The probe's certificate."""
+        return Credentials(self.identity.certificate, self.identity.key)
+
+    @property
+    def password(self) -> Credentials:
+        """The probe's password."""
+        return Credentials(username=self.identity.id, password=self.identity.password)
+
+    def credentials(self, listener: Listener) -> Credentials:
+        """Return what this listener lets the probe in with."""
+        return self.certificate if listener.port == self.gateway.mtls_port else self.password
+
+    def own(self) -> str:
+        """Return a topic that the probe may use and nobody has used yet."""
+        return f"{self.identity.topic}/{secrets.token_hex(6)}"
+
+    def unwritable(self) -> str:
+        """Return a topic that the probe may not publish and nobody has used yet."""
+        return f"{self.identity.unwritable_topic}/{secrets.token_hex(6)}"
+
+    def unreadable(self) -> str:
+        """Return a topic that the probe may not read, if possible one that it may publish."""
+        branch = self.identity.unreadable_topic or self.identity.unwritable_topic
+        return f"{branch}/{secrets.token_hex(6)}"
+
+    def watch(self, session: Session) -> None:
+        """Subscribe everything through which a forbidden message could reach the probe, and the fence's topic."""
+        session.subscribe("#", f"{self.identity.unwritable_topic}/#", f"{self.identity.topic}/#")
+
+
+def _everywhere(listeners: Sequence[Listener], look: Callable[[Listener], Verdict]) -> Verdict:
+    """Hold one check against several listeners: it passes if it passes on each."""
+    verdicts = [(listener, look(listener)) for listener in listeners]
+    if not verdicts:
+        return Verdict(False, "no listener to look at")
+    # What is the same everywhere is said once.
+    evidence: dict[str, list[int]] = {}
+    for listener, verdict in verdicts:
+        evidence.setdefault(("" if verdict.passed else "NOT: ") + verdict.evidence, []).append(listener.port)
+    text = "; ".join(f"{', '.join(map(str, ports))}: {words}" for words, ports in evidence.items())
+    return Verdict(all(verdict.passed for _, verdict in verdicts), text)
+
+
+def _alert(seen: Handshake, *reasons: str) -> Verdict:
+    """Pass if the server refused with one of these alerts."""
+    if seen.accepted:
+        return Verdict(False, f"accepted: {seen}")
+    if seen.outcome is Outcome.ALERT and seen.reason in reasons:
+        return Verdict(True, f"refused: {seen.reason}")
+    return Verdict(False, f"{seen}, expected the alert {' or '.join(reasons)}")
+
+
+def _both(verdicts: Sequence[tuple[str, Verdict]]) -> Verdict:
+    return Verdict(
+        all(verdict.passed for _, verdict in verdicts),
+        "; ".join(f"{label}: {verdict.evidence}" for label, verdict in verdicts),
+    )
+
+
+# --- Reachability ---------------------------------------------------------------------------------------------------
+
+
+def _answers(target: Target) -> Verdict:
+    def look(listener: Listener) -> Verdict:
+        reached = probe.tcp(listener.host, listener.port)
+        if not reached.accepted:
+            return Verdict(False, f"{reached}")
+        seen = probe.hello(listener, "1.2", tuple(probe.STRONG_SUITES), timeout=3)
+        if seen.outcome in (Outcome.ACCEPTED, Outcome.ALERT):
+            return Verdict(True, "speaks TLS")
+        return Verdict(False, f"accepts connections but does not speak TLS: {seen}")
+
+    return _everywhere(target.listeners, look)
+
+
+REACHABLE = Check("reachability", "the gateway answers", True, _answers)
+"""Runs first on each gateway; where it fails, the other checks would learn nothing and are left out."""
+
+
+# --- Encryption -----------------------------------------------------------------------------------------------------
+
+
+def _plaintext_closed(target: Target) -> Verdict:
+    listener = Listener(target.gateway.address, target.gateway.plaintext_port, tls=False)
+    seen = probe.tcp(listener.host, listener.port, timeout=2)
+    if seen.outcome in (Outcome.UNREACHABLE, Outcome.TIMEOUT):
+        return Verdict(True, f"{listener.port}: {seen.reason}")
+    return Verdict(False, f"{listener.port} is open; to plaintext MQTT it says: {probe.enter(listener, version=4)}")
+
+
+def _plaintext_refused(target: Target) -> Verdict:
+    def look(listener: Listener) -> Verdict:
+        seen = probe.enter(Listener(listener.host, listener.port, tls=False), version=4)
+        if seen.outcome in (Outcome.ALERT, Outcome.CLOSED, Outcome.RESET):
+            return Verdict(True, str(seen))
+        return Verdict(False, f"an unencrypted CONNECT was answered: {seen}")
+
+    return _everywhere(target.listeners, look)
+
+
+_ANY_SUITE = (
+    *probe.STRONG_SUITES,
+    *probe.CBC_SUITES,
+    *probe.STATIC_KEY_SUITES,
+    *probe.BROKEN_SUITES,
+)
+
+
+def _old_tls_refused(target: Target) -> Verdict:
+    def look(listener: Listener) -> Verdict:
+        verdicts = [
+            (f"TLS {version}", _alert(probe.hello(listener, version, _ANY_SUITE), "protocol version"))
+            for version in ("1.0", "1.1", "1.2")
+            if version not in target.gateway.tls_versions
+        ]
+        if "1.3" not in target.gateway.tls_versions:
+            seen = probe.handshake(listener, target.certificate, offer=Offer("1.3", "1.3"))
+            verdicts.append(("TLS 1.3", _alert(seen, "protocol version")))
+        return _joined(verdicts)
+
+    return _everywhere(target.listeners, look)
+
+
+def _joined(verdicts: Sequence[tuple[str, Verdict]]) -> Verdict:
+    """Put verdicts with the same evidence in one phrase."""
+    groups: dict[str, list[str]] = {}
+    for label, verdict in verdicts:
+        groups.setdefault(verdict.evidence, []).append(label)
+    text = "; ".join(f"{', '.join(labels)} {words}" for words, labels in groups.items())
+    return Verdict(all(verdict.passed for _, verdict in verdicts), text)
+
+
+def _suites_refused(suites: Mapping[int, str]) -> Callable[[Target], Verdict]:
+    def run(target: Target) -> Verdict:
+        def look(listener: Listener) -> Verdict:
+            if "1.2" in target.gateway.tls_versions:
+                # The control: the same hello with good suites is understood.
+                control = probe.hello(listener, "1.2", tuple(probe.STRONG_SUITES))
+                if not control.accepted:
+                    return Verdict(False, f"not even a good suite was accepted: {control}")
+                seen = probe.hello(listener, "1.2", tuple(suites))
+                return _alert(seen, "handshake failure", "insufficient security")
+            return _alert(probe.hello(listener, "1.2", tuple(suites)), "protocol version")
+
+        return _everywhere(target.listeners, look)
+
+    return run
+
+
+def _version_accepted(version: str) -> Callable[[Target], Verdict]:
+    def run(target: Target) -> Verdict:
+        def look(listener: Listener) -> Verdict:
+            seen = probe.handshake(listener, target.credentials(listener), offer=Offer(version, version))
+            if not (seen.accepted and seen.hello):
+                return Verdict(False, str(seen))
+            good = seen.hello.version == version and seen.hello.cipher.startswith(("ECDHE-", "DHE-", "TLS_"))
+            aead = "GCM" in seen.hello.cipher or "POLY1305" in seen.hello.cipher or "CCM" in seen.hello.cipher
+            return Verdict(good and aead, seen.hello.cipher)
+
+        return _everywhere(target.listeners, look)
+
+    return run
+
+
+def _chain_trusted(target: Target) -> Verdict:
+    def look(listener: Listener) -> Verdict:
+        seen = probe.handshake(listener, target.credentials(listener))
+        if not (seen.accepted and seen.certificate):
+            return Verdict(False, str(seen))
+        issuer = _common_name(x509.load_der_x509_certificate(seen.certificate).issuer)
+        return Verdict(True, f"issued by {issuer}")
+
+    return _everywhere(target.listeners, look)
+
+
+def _common_name(name: x509.Name) -> str:
+    found = name.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(found[0].value) if found else name.rfc4514_string()
+
+
+def _certificate(target: Target, listener: Listener) -> x509.Certificate | Handshake:
+    # Whether it is to be trusted is another check's question.
+    seen = probe.handshake(
+        Listener(listener.host, listener.port, server_name=listener.server_name), target.credentials(listener)
+    )
+    return x509.load_der_x509_certificate(seen.certificate) if seen.certificate else seen
+
+
+def _names_right(target: Target) -> Verdict:
+    def look(listener: Listener) -> Verdict:
+        certificate = _certificate(target, listener)
+        if isinstance(certificate, Handshake):
+            return Verdict(False, str(certificate))
+        dns, addresses = _alternative_names(certificate)
+        wanted_dns, wanted_addresses = {target.gateway.server_name}, set()
+        try:
+            wanted_addresses.add(ipaddress.ip_address(target.gateway.address))
+        except ValueError:
+            wanted_dns.add(target.gateway.address)
+        missing = [*sorted(wanted_dns - dns), *map(str, wanted_addresses - addresses)]
+        if missing:
+            return Verdict(False, f"not in the certificate: {', '.join(missing)}")
+        return Verdict(True, ", ".join([*sorted(wanted_dns), *map(str, wanted_addresses)]))
+
+    return _everywhere(target.listeners, look)
+
+
+def _alternative_names(
+    certificate: x509.Certificate,
+) -> tuple[set[str], set[ipaddress.IPv4Address | ipaddress.IPv6Address]]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return set(), set()
+    addresses = {
+        item
+        for item in names.get_values_for_type(x509.IPAddress)
+        if isinstance(item, ipaddress.IPv4Address | ipaddress.IPv6Address)
+    }
+    return set(names.get_values_for_type(x509.DNSName)), addresses
+
+
+def _server_usage_only(target: Target) -> Verdict:
+    def look(listener: Listener) -> Verdict:
+        certificate = _certificate(target, listener)
+        if isinstance(certificate, Handshake):
+            return Verdict(False, str(certificate))
+        try:
+            usage = set(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+        except x509.ExtensionNotFound:
+            return Verdict(False, "no extended key usage: good for anything")
+        if usage != {ExtendedKeyUsageOID.SERVER_AUTH}:
+            return Verdict(False, "good for more than a server: " + ", ".join(sorted(oid._name for oid in usage)))
+        with contextlib.suppress(x509.ExtensionNotFound):
+            if certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+                return Verdict(False, "the server's certificate may issue others")
+        return Verdict(True, "server authentication only")
+
+    return _everywhere(target.listeners, look)
+
+
+def _still_valid(target: Target) -> Verdict:
+    def look(listener: Listener) -> Verdict:
+        certificate = _certificate(target, listener)
+        if isinstance(certificate, Handshake):
+            return Verdict(False, str(certificate))
+        now = datetime.now(UTC)
+        left = certificate.not_valid_after_utc - now
+        if certificate.not_valid_before_utc > now:
+            return Verdict(False, f"not valid before {certificate.not_valid_before_utc:%Y-%m-%d}")
+        return Verdict(
+            left > timedelta(0),
+            f"{left // timedelta(days=1)} days left, until {certificate.not_valid_after_utc:%Y-%m-%d}",
+        )
+
+    return _everywhere(target.listeners, look)
+
+
+# --- Authentication -------------------------------------------------------------------------------------------------
+
+
+def _no_certificate_refused(target: Target) -> Verdict:
+    reasons = {"1.2": "handshake failure", "1.3": "certificate required"}
+    verdicts = []
+    for version in target.gateway.tls_versions:
+        seen = probe.handshake(target.mtls, offer=Offer(version, version))
+        verdict = _alert(seen, reasons[version])
+        if verdict.passed and seen.hello is None:
+            # The alert of TLS 1.2 for a missing certificate is also the one for a refused offer.
+            verdict = Verdict(False, f"refused before a certificate was asked for: {seen}")
+        verdicts.append((f"TLS {version}", verdict))
+    return _joined(verdicts)
+
+
+def _forgery_refused(pick: Callable[[Target], Mapping[str, Credentials]], *reasons: str) -> Callable[[Target], Verdict]:
+    def run(target: Target) -> Verdict:
+        verdicts = []
+        for label, credentials in pick(target).items():
+            for version in target.gateway.tls_versions:
+                seen = probe.handshake(target.mtls, credentials, offer=Offer(version, version))
+                verdicts.append((f"TLS {version}{label}", _alert(seen, *reasons)))
+        return _joined(verdicts)
+
+    return run
+
+
+def _certificate_accepted(target: Target) -> Verdict:
+    seen = probe.enter(target.mtls, target.certificate)
+    return Verdict(seen.accepted, str(seen))
+
+
+def _password_accepted(target: Target) -> Verdict:
+    def look(listener: Listener) -> Verdict:
+        seen = probe.enter(listener, target.password)
+        return Verdict(seen.accepted, "accepted" if seen.accepted else str(seen))
+
+    return _everywhere(target.password_listeners, look)
+
+
+_NOT_AUTHORIZED = (4, 5, 0x86, 0x87)
+
+
+def _password_refused(pick: Callable[[Target], Credentials]) -> Callable[[Target], Verdict]:
+    def run(target: Target) -> Verdict:
+        def look(listener: Listener) -> Verdict:
+            answers: list[tuple[probe.Version, Answer]] = [
+                (version, probe.enter(listener, pick(target), version=version)) for version in (4, 5)
+            ]
+            for version, answer in answers:
+                if not (answer.outcome is Outcome.REFUSED and answer.code in _NOT_AUTHORIZED):
+                    return Verdict(False, f"MQTT {'5' if version == 5 else '3.1.1'}: {answer}")  # noqa: PLR2004
+            return Verdict(
+                True, f"refused: {answers[-1][1].reason} ({answers[0][1].code} and 0x{answers[1][1].code:02x})"
+            )
+
+        return _everywhere(target.password_listeners, look)
+
+    return run
+
+
+def _client_id_bound(target: Target) -> Verdict:
+    def look(listener: Listener) -> Verdict:
+        credentials = target.credentials(listener)
+        with (
+            Session(listener, credentials, client_id=probe.made_up_name()) as first,
+            Session(listener, credentials, client_id=probe.made_up_name()),
+        ):
+            try:
+                goodbye = first.wait_goodbye(2)
+            except NothingArrivedError:
+                return Verdict(False, "one identity holds two sessions under two client ids")
+        return Verdict(True, f"a second client id ends the first's session: {goodbye}")
+
+    # paho's WebSockets client notices the end of a session as the others do, but the broker handles them alike.
+    return _everywhere(target.listeners, look)
+
+
+def _identity_from_certificate(target: Target) -> Verdict:
+    topic = target.own()
+    # Nobody's name, so that no device is disturbed should the gateway believe it.
+    posing = Credentials(target.identity.certificate, target.identity.key, probe.made_up_name(), None)
+    with Session(target.mtls, posing) as session:
+        receipt = session.publish(topic, b"who am I?")
+    if receipt.granted:
+        return Verdict(True, "a user name beside the certificate changes nothing")
+    return Verdict(False, f"a user name beside the certificate took away the probe's rights: {receipt}")
+
+
+# --- Access control -------------------------------------------------------------------------------------------------
+
+
+def _own_topic_works(target: Target) -> Verdict:
+    def look(listener: Listener) -> Verdict:
+        topic, payload = target.own(), secrets.token_bytes(16)
+        with Session(listener, target.credentials(listener)) as session:
+            session.subscribe(topic)
+            begin = time.monotonic()
+            receipt = session.publish(topic, payload)
+            if not receipt.granted:
+                return Verdict(False, f"publish to {topic} refused: {receipt}")
+            session.until(lambda message: message.payload == payload, f"the message on {topic}")
+        return Verdict(True, f"published and received, {(time.monotonic() - begin) * 1000:.0f} ms")
+
+    return _everywhere(target.listeners, look)
+
+
+def _said(messages: Sequence[probe.Message]) -> str:
+    shown = ", ".join(str(message) for message in messages[:3])
+    return shown + (f" and {len(messages) - 3} more" if len(messages) > 3 else "")  # noqa: PLR2004
+
+
+def _forbidden_publish_refused(target: Target) -> Verdict:
+    with Session(target.mtls, target.certificate) as session:
+        target.watch(session)
+        topic = target.unwritable()
+        receipt = session.publish(topic, b"bednet verify: this must not arrive")
+        arrived = [message for message in session.fence(target.own()) if message.topic == topic]
+    if arrived:
+        return Verdict(False, f"a forbidden message was delivered: {_said(arrived)}")
+    if receipt.code != probe.NOT_AUTHORIZED:
+        return Verdict(False, f"a forbidden publish was not refused: {receipt}")
+    return Verdict(True, f"{receipt}; a later permitted message arrived, this one did not")
+
+
+def _forbidden_publish_dropped(target: Target) -> Verdict:
+    with Session(target.mtls, target.certificate, version=4) as session:
+        target.watch(session)
+        topic = target.unwritable()
+        for qos in (0, 1, 2):
+            session.publish(topic, b"bednet verify: this must not arrive", qos=qos)
+        arrived = [message for message in session.fence(target.own()) if message.topic == topic]
+    if arrived:
+        return Verdict(False, f"a forbidden message was delivered: {_said(arrived)}")
+    return Verdict(True, "QoS 0, 1 and 2 not delivered, though MQTT 3.1.1 acknowledges them")
+
+
+def _filter_shows_nothing(pick: Callable[[Target, str], str]) -> Callable[[Target], Verdict]:
+    """Return a check that a subscription shows nothing but what the probe may read.
+
+    :param pick: the topic filter, from a topic that the probe may not read.
+    """
+
+    def run(target: Target) -> Verdict:
+        topic = target.unreadable()
+        topic_filter = pick(target, topic)
+        readable = tuple(f"{branch}/" for branch in (target.identity.topic, target.identity.unwritable_topic))
+        if topic.startswith(readable):
+            readable = (f"{target.identity.topic}/",)
+        with Session(target.mtls, target.certificate) as session:
+            fence = target.own()
+            session.subscribe(fence)
+            granted = session.subscribe(topic_filter)[0]
+            receipt = session.publish(topic, b"bednet verify: this must not arrive")
+            arrived = session.fence(fence)
+        if target.identity.unreadable_topic and not receipt.granted:
+            return Verdict(False, f"publish to {topic} refused, so nothing was learnt: {receipt}")
+        leaks = [message for message in arrived if not message.topic.startswith(readable)]
+        if leaks:
+            return Verdict(False, f"{topic_filter} shows {_said(leaks)}")
+        return Verdict(True, f"SUBSCRIBE answered {granted}; nothing forbidden arrived")
+
+    return run
+
+
+def _plus_signs(_: Target, topic: str) -> str:
+    return "/".join("+" for _ in topic.split("/"))
+
+
+def _forbidden_will_dropped(target: Target) -> Verdict:
+    """Leave a session behind, die, and look in it for the will.
+
+    An identity has one session, so nobody but that session can watch while it dies.
+    """
+
+    def dies(topic: str) -> list[probe.Message]:
+        will = Will(topic, b"bednet verify: a will")
+        name = target.identity.id
+        with Session(target.mtls, target.certificate, client_id=name, clean=False, will=will) as session:
+            target.watch(session)
+            session.die()
+        with Session(target.mtls, target.certificate, client_id=name, clean=False, expiry=0) as session:
+            if not session.resumed:
+                raise NothingArrivedError("the session that was left behind is gone")
+            return [message for message in session.fence(target.own()) if message.topic == topic]
+
+    if not dies(target.own()):
+        return Verdict(False, "not even a permitted will arrived, so nothing was learnt")
+    if arrived := dies(target.unwritable()):
+        return Verdict(False, f"a forbidden will was delivered: {_said(arrived)}")
+    return Verdict(True, "a permitted will arrived, a forbidden one did not")
+
+
+def _forbidden_retained_dropped(target: Target) -> Verdict:
+    def stored(topic: str) -> bool:
+        with Session(target.mtls, target.certificate) as session:
+            session.publish(topic, b"bednet verify: retained", retain=True)
+        with Session(target.mtls, target.certificate) as session:
+            target.watch(session)
+            found = [message for message in session.fence(target.own()) if message.topic == topic]
+            session.publish(topic, b"", retain=True)
+        return bool(found)
+
+    if not stored(target.own()):
+        return Verdict(False, "not even a permitted retained message was stored, so nothing was learnt")
+    if stored(target.unwritable()):
+        return Verdict(False, "a forbidden retained message was stored (and has been removed)")
+    return Verdict(True, "a permitted one is stored, a forbidden one is not")
+
+
+# --- Limits ---------------------------------------------------------------------------------------------------------
+
+
+def _large_packet_refused(target: Target) -> Verdict:
+    limit, margin = target.gateway.max_packet_size, 64
+    topic = target.own()
+    with Session(target.mtls, target.certificate) as session:
+        receipt = session.publish(topic, bytes(limit - len(topic) - margin))
+        if not receipt.granted:
+            return Verdict(False, f"a packet just below {limit} bytes was refused: {receipt}")
+    with Session(target.mtls, target.certificate) as session:
+        mid = session.send(topic, bytes(limit + margin))
+        try:
+            receipt = session.acknowledged(mid)
+        except NothingArrivedError:
+            goodbye = session.wait_goodbye(0)
+            return Verdict(True, f"just below {limit} bytes accepted, just above: {goodbye}")
+    if receipt.code == probe.PACKET_TOO_LARGE:
+        return Verdict(True, f"just below {limit} bytes accepted, just above: {receipt}")
+    return Verdict(False, f"a packet above {limit} bytes was answered: {receipt}")
+
+
+# --- The list -------------------------------------------------------------------------------------------------------
+
+
+def _speaks(version: str) -> Callable[[Gateway], bool]:
+    return lambda gateway: version in gateway.tls_versions
+
+
+def _has_passwords(gateway: Gateway) -> bool:
+    return gateway.password_port is not None or gateway.websockets_port is not None
+
+
+_ENCRYPTION, _AUTHENTICATION, _ACCESS, _LIMITS = "encryption", "authentication", "access control", "limits"
+
+CHECKS: tuple[Check, ...] = (
+    REACHABLE,
+    Check(_ENCRYPTION, "the plaintext port is closed", True, _plaintext_closed),
+    Check(_ENCRYPTION, "plaintext MQTT is refused", True, _plaintext_refused),
+    Check(_ENCRYPTION, "TLS versions that are not configured are refused", False, _old_tls_refused),
+    Check(_ENCRYPTION, "broken ciphers are refused", False, _suites_refused(probe.BROKEN_SUITES)),
+    Check(_ENCRYPTION, "CBC ciphers are refused", False, _suites_refused(probe.CBC_SUITES)),
+    Check(_ENCRYPTION, "ciphers without forward secrecy are refused", False, _suites_refused(probe.STATIC_KEY_SUITES)),
+    Check(
+        _ENCRYPTION, "TLS 1.2 is spoken with strong ciphers", False, _version_accepted("1.2"), applies=_speaks("1.2")
+    ),
+    Check(_ENCRYPTION, "TLS 1.3 is spoken", False, _version_accepted("1.3"), applies=_speaks("1.3")),
+    Check(_ENCRYPTION, "the server's certificate chains to the site's CA", False, _chain_trusted),
+    Check(_ENCRYPTION, "the server's certificate carries its names", False, _names_right),
+    Check(_ENCRYPTION, "the server's certificate is for servers only", False, _server_usage_only),
+    Check(_ENCRYPTION, "the server's certificate is valid", False, _still_valid),
+    Check(_AUTHENTICATION, "no certificate is refused", True, _no_certificate_refused),
+    Check(
+        _AUTHENTICATION,
+        "a self-signed certificate is refused",
+        False,
+        _forgery_refused(lambda target: {"": target.forgeries.self_signed}, "unknown ca"),
+    ),
+    Check(
+        _AUTHENTICATION,
+        "a certificate of a false CA with our names is refused",
+        False,
+        _forgery_refused(
+            lambda target: {"": target.forgeries.false_ca, " with our key id": target.forgeries.copied_key_id},
+            "unknown ca",
+            "decrypt error",
+            "bad certificate",
+        ),
+    ),
+    Check(
+        _AUTHENTICATION,
+        "a revoked certificate is refused as revoked",
+        True,
+        _forgery_refused(lambda target: {"": target.canary}, "certificate revoked"),
+    ),
+    Check(_AUTHENTICATION, "the probe's certificate is accepted", False, _certificate_accepted, session=True),
+    Check(
+        _AUTHENTICATION,
+        "nobody gets in without credentials",
+        False,
+        _password_refused(lambda _: Credentials()),
+        applies=_has_passwords,
+    ),
+    Check(
+        _AUTHENTICATION,
+        "a wrong password is refused",
+        False,
+        _password_refused(lambda target: Credentials(username=target.identity.id, password=secrets.token_hex(16))),
+        session=True,
+        applies=_has_passwords,
+    ),
+    Check(
+        _AUTHENTICATION,
+        "an empty password is refused",
+        False,
+        _password_refused(lambda target: Credentials(username=target.identity.id, password="")),
+        session=True,
+        applies=_has_passwords,
+    ),
+    Check(
+        _AUTHENTICATION,
+        "an unknown user is refused",
+        False,
+        _password_refused(lambda target: Credentials(username=probe.made_up_name(), password=target.identity.password)),
+        applies=_has_passwords,
+    ),
+    Check(
+        _AUTHENTICATION,
+        "the probe's password is accepted",
+        False,
+        _password_accepted,
+        session=True,
+        applies=_has_passwords,
+    ),
+    Check(_AUTHENTICATION, "the client id is bound to the identity", False, _client_id_bound, session=True),
+    Check(_AUTHENTICATION, "the identity is the certificate's", False, _identity_from_certificate, session=True),
+    Check(_ACCESS, "the probe's own topic works", True, _own_topic_works, session=True),
+    Check(_ACCESS, "a forbidden publish is refused", True, _forbidden_publish_refused, session=True),
+    Check(_ACCESS, "a forbidden publish of MQTT 3.1.1 is dropped", False, _forbidden_publish_dropped, session=True),
+    Check(_ACCESS, "# shows nothing of others", False, _filter_shows_nothing(lambda _, __: "#"), session=True),
+    Check(_ACCESS, "+ shows nothing of others", False, _filter_shows_nothing(_plus_signs), session=True),
+    Check(_ACCESS, "$SYS shows nothing", False, _filter_shows_nothing(lambda _, __: "$SYS/#"), session=True),
+    Check(
+        _ACCESS,
+        "a shared subscription shows nothing of others",
+        False,
+        _filter_shows_nothing(lambda _, __: "$share/bednet/#"),
+        session=True,
+    ),
+    Check(
+        _ACCESS,
+        "a forbidden subscription shows nothing",
+        False,
+        _filter_shows_nothing(lambda _, topic: topic),
+        session=True,
+    ),
+    Check(_ACCESS, "a will on a forbidden topic is dropped", False, _forbidden_will_dropped, session=True),
+    Check(_ACCESS, "nothing is retained on a forbidden topic", False, _forbidden_retained_dropped, session=True),
+    Check(_LIMITS, "a packet above the limit is refused", False, _large_packet_refused, session=True),
+)
+
+
+def checks_of(scope: Scope) -> tuple[Check, ...]:
+    """Return the checks of a scope, in the order of a report."""
+    return tuple(check for check in CHECKS if scope == "all" or check.bite)
+
+
+# --- Running them ---------------------------------------------------------------------------------------------------
+
+
+def verify(task: Input, *, started: datetime, budget: float = GATEWAY_BUDGET) -> Report:
+    """Run the checks against every gateway, side by side where they do not disturb each other.
+
+    :param started: the time that the report carries; aware.
+    :param budget: seconds for each gateway.
+    :raises VerifyError: if the probe's certificate cannot be read.
+    """
+    begin = time.monotonic()
+    checks = checks_of(task.checks)
+    with _forgeries(task.identity) as forgeries, ThreadPoolExecutor(max_workers=8) as pool:
+        targets = [Target(gateway, task.identity, task.canary, forgeries) for gateway in task.gateways]
+        results = [
+            result
+            for found in pool.map(lambda target: _verify_gateway(target, checks, begin + budget), targets)
+            for result in found
+        ]
+    # A gateway that does not answer has one result that says so, and none that would only repeat it.
+    silent = {result.gateway for result in results if result.check == REACHABLE.name and not result.passed}
+    expected = {
+        gateway.name: 1 if gateway.name in silent else sum(check.applies(gateway) for check in checks)
+        for gateway in task.gateways
+    }
+    return Report(started, time.monotonic() - begin, task.checks, expected, tuple(results))
+
+
+def _verify_gateway(target: Target, checks: Sequence[Check], deadline: float) -> list[Result]:
+    first = _run(REACHABLE, target, deadline)
+    if not first.passed:
+        return [first]
+    rest = [check for check in checks if check is not REACHABLE and check.applies(target.gateway)]
+    found: dict[str, Result] = {REACHABLE.name: first}
+    lanes: list[list[Check]] = [[check for check in rest if check.session]]
+    others = [check for check in rest if not check.session]
+    lanes.extend(others[number::_LANES] for number in range(_LANES))
+    with ThreadPoolExecutor(max_workers=len(lanes)) as pool:
+        for results in pool.map(lambda lane: [_run(check, target, deadline) for check in lane], lanes):
+            found.update((result.check, result) for result in results)
+    return [found[check.name] for check in checks if check.name in found]
+
+
+def _run(check: Check, target: Target, deadline: float) -> Result:
+    begin = time.monotonic()
+    if begin > deadline:
+        verdict = Verdict(False, "not run: the gateway took too long to answer the checks before")
+    else:
+        try:
+            verdict = check.run(target)
+        except probe.ProbeError as exc:
+            verdict = Verdict(False, str(exc))
+        except Exception as exc:  # a broken check must not pass, nor hide the others' results
+            logger.debug("check %r failed", check.name, exc_info=True)
+            verdict = Verdict(False, f"the check itself failed: {type(exc).__name__}: {exc}")
+    seconds = round(time.monotonic() - begin, 3)
+    return Result(check.layer, check.name, target.gateway.name, verdict.evidence, verdict.passed, check.bite, seconds)
+
+
+@contextlib.contextmanager
+def _forgeries(identity: Identity) -> Iterator[Forgeries]:
+    """Make certificates in the probe's name that no gateway may accept; they go away with the context."""
+    try:
+        leaf = x509.load_pem_x509_certificate(identity.certificate.read_bytes())
+    except (OSError, ValueError) as exc:
+        raise VerifyError(f"{identity.certificate}: not a certificate: {exc}") from exc
+    with tempfile.TemporaryDirectory(prefix="bednet-verify-") as folder:
+        place = Path(folder)
+        false_key = ec.generate_private_key(ec.SECP256R1())
+        false_ca = _false_certificate(leaf.issuer, leaf.issuer, false_key, false_key, ca=True)
+
+        def made(
+            name: str, issuer: x509.Name, signer: ec.EllipticCurvePrivateKey | None, key_id: bytes | None
+        ) -> Credentials:
+            key = ec.generate_private_key(ec.SECP256R1())
+            certificate = _false_certificate(leaf.subject, issuer, key, signer or key, key_id=key_id)
+            pem, key_file = place / f"{name}.pem", place / f"{name}.key"
+            chain = [certificate] if signer is None else [certificate, false_ca]
+            pem.write_bytes(b"".join(item.public_bytes(serialization.Encoding.PEM) for item in chain))
+            key_file.write_bytes(
+                key.private_bytes(
+                    serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+                )
+            )
+            return Credentials(pem, key_file)
+
+        try:
+            true_id = leaf.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+        except x509.ExtensionNotFound:
+            true_id = None
+        false_id = x509.SubjectKeyIdentifier.from_public_key(false_key.public_key()).digest
+        yield Forgeries(
+            made("self-signed", leaf.subject, None, None),
+            made("false-ca", leaf.issuer, false_key, false_id),
+            made("copied-key-id", leaf.issuer, false_key, true_id),
+        )
+
+
+def _false_certificate(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    signer: ec.EllipticCurvePrivateKey,
+    *,
+    ca: bool = False,
+    key_id: bytes | None = None,
+) -> x509.Certificate:
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=0 if ca else None), critical=True)
+    )
+    if ca:
+        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    else:
+        builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+    if key_id is not None:
+        builder = builder.add_extension(x509.AuthorityKeyIdentifier(key_id, None, None), critical=False)
+    return builder.sign(signer, hashes.SHA256())
+
+
+# --- For people -----------------------------------------------------------------------------------------------------
+
+
+def table(report: Report) -> Table:
+    """Return a report as a table: layer, check, gateway, evidence, pass or FAIL."""
+    drawn = Table(
+        title=f"bednet verify, {report.started:%Y-%m-%d %H:%M:%S %Z}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        expand=True,
+    )
+    drawn.add_column("layer", no_wrap=True)
+    drawn.add_column("check", ratio=5)
+    drawn.add_column("gateway", no_wrap=True)
+    drawn.add_column("evidence", ratio=8)
+    drawn.add_column("", no_wrap=True)
+    layer = check = ""
+    for result in sorted(report.results, key=lambda result: _ORDER.get(result.check, len(_ORDER))):
+        if layer not in ("", result.layer):
+            drawn.add_section()
+        drawn.add_row(
+            Text("" if result.layer == layer else result.layer),
+            Text("" if result.check == check else result.check),
+            Text(result.gateway),
+            Text(result.evidence),
+            Text("pass", style="green") if result.passed else Text("FAIL", style="bold red"),
+        )
+        layer, check = result.layer, result.check
+    return drawn
+
+
+_ORDER = {check.name: number for number, check in enumerate(CHECKS)}
+
+
+def summary(report: Report) -> str:
+    """Return the one sentence that a run ends with."""
+    failed = sum(not result.passed for result in report.results)
+    gateways = len(report.expected)
+    where = f"{gateways} gateway{'s' if gateways != 1 else ''}"
+    if report.passed:
+        return f"The net holds: {len(report.results)} checks passed on {where} in {report.seconds:.1f} s."
+    if failed:
+        return f"The net does NOT hold: {failed} of {len(report.results)} checks failed on {where}."
+    return f"Nothing is proven: not every check ran on {where}."
+
+
+def _print_report(report: Report, console: Console) -> int:
+    console.print(table(report))
+    console.print(summary(report), style="bold green" if report.passed else "bold red", highlight=False)
+    return 0 if report.passed else 1
+
+
+def _command_verify(arguments: argparse.Namespace) -> int:
+    report = verify(read_input(arguments.input), started=datetime.now(UTC))
+    if arguments.report:
+        report.write(arguments.report)
+    return _print_report(report, Console())
+
+
+def _command_report(arguments: argparse.Namespace) -> int:
+    return _print_report(read_report(arguments.report), Console())
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `verify` and `report` to the command line; each sets ``run``, from arguments to exit code.
+
+    ``run`` raises :class:`VerifyError` where a file cannot be used.
+    """
+    one = commands.add_parser(
+        "verify",
+        help="probe the gateways of a deployed site from outside; exit code 0 only if the net holds",
+        description="Probe the gateways of a deployed site from outside. Exit code 0 only if every check passed.",
+    )
+    one.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="what to verify and as whom (JSON, see docs/verification.md)",
+    )
+    one.add_argument("--report", type=Path, metavar="OUT.json", help="also write the results as JSON")
+    one.set_defaults(run=_command_verify)
+    two = commands.add_parser("report", help="print the table of a report that `bednet verify` wrote")
+    two.add_argument("report", type=Path, metavar="OUT.json")
+    two.set_defaults(run=_command_report)

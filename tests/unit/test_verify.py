@@ -1,0 +1,544 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`bednet verify` must never pass on a net that does not bite.
+
+The sharp edge: each broker here is lax in one way, and exactly the checks that look at it must fail - all of them, or a
+hole goes unseen; no others, or nobody believes the report. A strict broker, the control, passes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import socket
+import threading
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from rich.console import Console
+
+from bednet import verify
+from bednet.probe import Credentials
+from tests.unit import brokers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+SERVER = ExtendedKeyUsageOID.SERVER_AUTH
+CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
+
+PUBLISHES = {
+    "a forbidden publish is refused",
+    "a forbidden publish of MQTT 3.1.1 is dropped",
+    "a will on a forbidden topic is dropped",
+    "nothing is retained on a forbidden topic",
+}
+FILTERS = {
+    "# shows nothing of others",
+    "+ shows nothing of others",
+    "a shared subscription shows nothing of others",
+    "a forbidden subscription shows nothing",
+}
+PASSWORDS = {"a wrong password is refused", "an empty password is refused", "an unknown user is refused"}
+
+
+@pytest.fixture(scope="module")
+def program() -> str:
+    """The broker's program on this machine."""
+    found = brokers.mosquitto()
+    if found is None:
+        pytest.skip("no mosquitto on this machine: install it or set BEDNET_MOSQUITTO to its path")
+    return found
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> brokers.PKI:
+    """A CA with the certificates of a strict gateway; tests copy its folder."""
+    return brokers.PKI.make(tmp_path_factory.mktemp("pki"), brokers.now())
+
+
+@pytest.fixture
+def pki(made: brokers.PKI, tmp_path: Path) -> brokers.PKI:
+    """A copy of the CA that a test may change."""
+    shutil.copytree(made.folder, tmp_path, dirs_exist_ok=True)
+    return replace(made, folder=tmp_path)
+
+
+def task(pki: brokers.PKI, *gateways: verify.Gateway, checks: verify.Scope = "all") -> verify.Input:
+    canary = Credentials(pki.folder / "canary.pem", pki.folder / "canary.key")
+    return verify.Input(gateways, pki.identity(), canary, checks)
+
+
+def failed(report: verify.Report) -> dict[str, str]:
+    """Return the failed checks with their evidence."""
+    return {result.check: result.evidence for result in report.results if not result.passed}
+
+
+def test_verify_passes_on_a_strict_broker(program: str, pki: brokers.PKI) -> None:
+    ports = brokers.Ports.free()
+    with brokers.LocalBroker(program, pki.folder, ports, brokers.configuration(pki.folder, ports)):
+        report = verify.verify(task(pki, ports.gateway()), started=brokers.now())
+    assert failed(report) == {}
+    assert report.passed
+    assert len(report.results) == len(verify.CHECKS)
+
+
+@dataclass(frozen=True)
+class Lax:
+    """One way of being lax, and the checks that must fail for it.
+
+    :param sees: words in the evidence of one of them: it was seen for the right reason.
+    :param prepare: changes files of the broker before it starts.
+    """
+
+    what: str
+    fails: set[str]
+    sees: str
+    both: Mapping[str, str | None] = field(default_factory=dict)
+    mtls: Mapping[str, str | None] = field(default_factory=dict)
+    password: Mapping[str, str | None] = field(default_factory=dict)
+    more: Callable[[brokers.Ports], str] = lambda _: ""
+    max_packet_size: int | None = 65536
+    prepare: Callable[[brokers.PKI], Any] = lambda _: None
+
+
+def acl(*rules: str) -> Callable[[brokers.PKI], Any]:
+    return lambda pki: (pki.folder / "acl").write_text("\n".join([*rules, brokers.ACL]))
+
+
+def server(**how: Any) -> Callable[[brokers.PKI], Any]:
+    right = {"dns": [brokers.SERVER_NAME], "ip": [brokers.ADDRESS], "usage": [SERVER]}
+    return lambda pki: pki.issue("server", brokers.now(), **{**right, **how})
+
+
+def false_server(pki: brokers.PKI) -> None:
+    other = pki.folder / "other"
+    other.mkdir()
+    brokers.PKI.make(other, brokers.now())
+    shutil.copy(other / "server.pem", pki.folder)
+    shutil.copy(other / "server.key", pki.folder)
+
+
+LAX = [
+    Lax(
+        "plaintext port open",
+        {"the plaintext port is closed"},
+        "is open; to plaintext MQTT it says: accepted",
+        more=lambda ports: f"listener {ports.plaintext} {brokers.ADDRESS}\nallow_anonymous true",
+    ),
+    Lax(
+        "plaintext port open to users with passwords",
+        {"the plaintext port is closed"},
+        "is open; to plaintext MQTT it says: refused: not authorized",
+        more=lambda ports: f"listener {ports.plaintext} {brokers.ADDRESS}\nallow_anonymous false",
+    ),
+    Lax(
+        "no TLS on the password listener",
+        {"the gateway answers"},
+        "does not speak TLS",
+        password={"certfile": None, "keyfile": None, "tls_version": None, "ciphers": None},
+    ),
+    Lax(
+        "TLS 1.1 with the same ciphers as TLS 1.0",
+        {"TLS versions that are not configured are refused", "CBC ciphers are refused"},
+        "accepted: TLS 1.1, ECDHE-ECDSA-AES128-SHA",
+        both={"tls_version": "tlsv1.1", "ciphers": f"{brokers.STRONG}:ECDHE-ECDSA-AES128-SHA:@SECLEVEL=0"},
+    ),
+    Lax(
+        "TLS 1.1 on one listener, though no cipher for it",
+        {"TLS versions that are not configured are refused"},
+        "TLS 1.1 TLS alert: handshake failure, expected the alert protocol version",
+        password={"tls_version": "tlsv1.1", "ciphers": f"{brokers.STRONG}:@SECLEVEL=0"},
+    ),
+    Lax(
+        "Mosquitto's default ciphers",
+        {"CBC ciphers are refused"},
+        "accepted: TLS 1.2, ECDHE-ECDSA-AES",
+        both={"ciphers": None},
+    ),
+    Lax(
+        "ciphers without forward secrecy",
+        {"ciphers without forward secrecy are refused"},
+        "accepted: TLS 1.2, AES128-GCM-SHA256",
+        both={"ciphers": f"{brokers.STRONG}:AES128-GCM-SHA256"},
+        prepare=server(key=rsa.generate_private_key(65537, 2048)),
+    ),
+    Lax(
+        "a cipher that does not encipher",
+        {"broken ciphers are refused"},
+        "accepted: TLS 1.2, ECDHE-ECDSA-NULL-SHA",
+        mtls={"ciphers": f"{brokers.STRONG}:ECDHE-ECDSA-NULL-SHA:@SECLEVEL=0"},
+    ),
+    Lax(
+        "a server certificate without the gateway's address",
+        {"the server's certificate carries its names"},
+        f"not in the certificate: {brokers.ADDRESS}",
+        prepare=server(ip=[]),
+    ),
+    Lax(
+        "a server certificate for another name",
+        # It is looked for by name, so nothing that needs trust works either.
+        {"the server's certificate carries its names", "the server's certificate chains to the site's CA"},
+        f"not in the certificate: {brokers.SERVER_NAME}",
+        prepare=server(dns=["gateway-2.plant.example"]),
+    ),
+    Lax(
+        "a server certificate that is good for clients, too",
+        {"the server's certificate is for servers only"},
+        "clientAuth, serverAuth",
+        prepare=server(usage=[SERVER, CLIENT]),
+    ),
+    Lax(
+        "a server certificate that has expired",
+        {"the server's certificate is valid", "the server's certificate chains to the site's CA"},
+        "-1 days left",
+        prepare=server(ends=timedelta(hours=-1)),
+    ),
+    Lax(
+        "a server certificate of another CA with the same name",
+        {"the server's certificate chains to the site's CA"},
+        "server not trusted",
+        prepare=false_server,
+    ),
+    Lax(
+        "no certificate required",
+        {"no certificate is refused"},
+        "accepted: TLS 1.3",
+        mtls={"require_certificate": "false"},
+    ),
+    Lax(
+        "no revocation list",
+        {"a revoked certificate is refused as revoked"},
+        "accepted: TLS 1.3",
+        mtls={"crlfile": None},
+    ),
+    Lax(
+        "the user name counts, not the certificate",
+        {"the identity is the certificate's", "the probe's certificate is accepted"},
+        "refused: not authorized",
+        mtls={"use_identity_as_username": None},
+    ),
+    Lax(
+        # With client ids bound to user names, clients without one are refused whatever allow_anonymous says.
+        "anonymous clients",
+        {"nobody gets in without credentials", "the client id is bound to the identity"},
+        "MQTT 3.1.1: accepted",
+        password={"allow_anonymous": "true", "use_username_as_clientid": None},
+    ),
+    Lax(
+        "passwords not looked at",
+        PASSWORDS,
+        "MQTT 3.1.1: accepted",
+        password={"allow_anonymous": "true", "password_file": None},
+    ),
+    Lax(
+        "client ids not bound to identities",
+        {"the client id is bound to the identity"},
+        "holds two sessions",
+        both={"use_username_as_clientid": None},
+    ),
+    Lax(
+        "client ids not bound on the password listener",
+        {"the client id is bound to the identity"},
+        "holds two sessions",
+        password={"use_username_as_clientid": None},
+    ),
+    Lax("no access control", {*PUBLISHES, *FILTERS, "$SYS shows nothing"}, "was delivered", both={"acl_file": None}),
+    Lax(
+        "access control on the password listener only",
+        {*PUBLISHES, *FILTERS, "$SYS shows nothing"},
+        "was delivered",
+        mtls={"acl_file": None},
+    ),
+    Lax(
+        "everyone may publish everything",
+        PUBLISHES,
+        "a forbidden message was delivered",
+        prepare=acl(f"user {brokers.PROBE}", "topic write #"),
+    ),
+    Lax(
+        "everyone may read everything",
+        FILTERS,
+        "# shows bednet/probe/write-only/",
+        prepare=acl(f"user {brokers.PROBE}", "topic read #"),
+    ),
+    Lax(
+        # In an acl_file # does not match topics that begin with $.
+        "everyone may read $SYS",
+        {"$SYS shows nothing"},
+        "$SYS/# shows $SYS/broker/",
+        prepare=acl(f"user {brokers.PROBE}", "topic read $SYS/#"),
+    ),
+    Lax(
+        "the probe's branch is too wide",
+        {*PUBLISHES, *FILTERS},
+        "was delivered",
+        prepare=acl(f"user {brokers.PROBE}", "topic readwrite bednet/#"),
+    ),
+    Lax(
+        "nothing permitted at all",
+        {"the probe's own topic works"},
+        "refused",
+        prepare=lambda pki: (pki.folder / "acl").write_text(""),
+    ),
+    Lax(
+        "no limit to a packet",
+        {"a packet above the limit is refused"},
+        "a packet above 65536 bytes was answered:",
+        max_packet_size=None,
+    ),
+]
+
+
+# Where the probe cannot come in with its certificate or may do nothing, what needs it fails as well.
+CONSEQUENCES = {
+    "no certificate required",  # Mosquitto then asks for none at all
+    "the user name counts, not the certificate",
+    "nothing permitted at all",
+    "a server certificate for another name",
+    "a server certificate that has expired",
+    "a server certificate of another CA with the same name",
+}
+
+
+@pytest.mark.parametrize("lax", LAX, ids=lambda lax: lax.what)
+def test_verify_fails_exactly_where_a_broker_is_lax(program: str, pki: brokers.PKI, lax: Lax) -> None:
+    lax.prepare(pki)
+    ports = brokers.Ports.free()
+    text = brokers.configuration(
+        pki.folder,
+        ports,
+        both=lax.both,
+        mtls=lax.mtls,
+        password=lax.password,
+        more=lax.more(ports),
+        max_packet_size=lax.max_packet_size,
+    )
+    with brokers.LocalBroker(program, pki.folder, ports, text):
+        report = verify.verify(task(pki, ports.gateway()), started=brokers.now())
+    assert not report.passed
+    found = failed(report)
+    assert any(lax.sees in evidence for evidence in found.values()), found
+    if lax.what in CONSEQUENCES:
+        assert lax.fails <= set(found)
+    else:
+        assert set(found) == lax.fails, found
+
+
+BITES = {
+    "plaintext port open": "the plaintext port is closed",
+    "no TLS on the password listener": "the gateway answers",
+    "no certificate required": "no certificate is refused",
+    "no revocation list": "a revoked certificate is refused as revoked",
+    "no access control": "a forbidden publish is refused",
+    "everyone may publish everything": "a forbidden publish is refused",
+    "nothing permitted at all": "the probe's own topic works",
+}
+
+
+@pytest.mark.parametrize("what", BITES)
+def test_the_few_checks_that_end_a_deployment_bite(program: str, pki: brokers.PKI, what: str) -> None:
+    lax = next(item for item in LAX if item.what == what)
+    lax.prepare(pki)
+    ports = brokers.Ports.free()
+    text = brokers.configuration(
+        pki.folder, ports, both=lax.both, mtls=lax.mtls, password=lax.password, more=lax.more(ports)
+    )
+    with brokers.LocalBroker(program, pki.folder, ports, text):
+        report = verify.verify(task(pki, ports.gateway(), checks="bite"), started=brokers.now())
+    assert not report.passed
+    assert BITES[what] in failed(report)
+    assert len(report.results) < len(verify.CHECKS)
+
+
+def test_a_gateway_that_is_down_is_one_clear_failure(pki: brokers.PKI) -> None:
+    report = verify.verify(task(pki, brokers.Ports.free().gateway()), started=brokers.now())
+    assert not report.passed
+    assert [result.check for result in report.results] == ["the gateway answers"]
+    assert "connection refused" in report.results[0].evidence
+
+
+@pytest.fixture
+def mute() -> Iterator[brokers.Ports]:
+    """Two ports that accept connections and never say a word."""
+    servers = [socket.create_server((brokers.ADDRESS, 0)) for _ in range(2)]
+    yield brokers.Ports(servers[0].getsockname()[1], servers[1].getsockname()[1], brokers.Ports.free().plaintext)
+    for server in servers:
+        server.close()
+
+
+def test_a_gateway_that_says_nothing_fails_in_bounded_time(pki: brokers.PKI, mute: brokers.Ports) -> None:
+    report = verify.verify(task(pki, mute.gateway()), started=brokers.now())
+    assert [result.check for result in report.results] == ["the gateway answers"]
+    assert "no answer in time" in report.results[0].evidence
+    assert report.seconds < 12
+
+
+@pytest.fixture
+def yes_man() -> Iterator[brokers.Ports]:
+    """A server that answers everything on every port with a CONNACK that says yes, without TLS."""
+    servers = [socket.create_server((brokers.ADDRESS, 0)) for _ in range(3)]
+
+    def serve(server: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"\x20\x02\x00\x00")
+
+    threads = [threading.Thread(target=serve, args=(server,)) for server in servers]
+    for thread in threads:
+        thread.start()
+    yield brokers.Ports(*(server.getsockname()[1] for server in servers))
+    for server in servers:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+    for thread in threads:
+        thread.join()
+
+
+def test_a_server_that_says_yes_to_everything_does_not_pass(pki: brokers.PKI, yes_man: brokers.Ports) -> None:
+    report = verify.verify(task(pki, yes_man.gateway()), started=brokers.now())
+    assert not report.passed
+    assert "does not speak TLS" in failed(report)["the gateway answers"]
+
+
+def test_one_lax_gateway_among_good_ones_fails_the_report(program: str, pki: brokers.PKI, tmp_path: Path) -> None:
+    good, bad = brokers.Ports.free(), brokers.Ports.free()
+    other = tmp_path / "other"
+    other.mkdir()
+    with (
+        brokers.LocalBroker(program, pki.folder, good, brokers.configuration(pki.folder, good)),
+        brokers.LocalBroker(program, other, bad, brokers.configuration(pki.folder, bad, mtls={"crlfile": None})),
+    ):
+        report = verify.verify(task(pki, good.gateway("good"), bad.gateway("bad")), started=brokers.now())
+    assert not report.passed
+    assert {(result.gateway, result.check) for result in report.results if not result.passed} == {
+        ("bad", "a revoked certificate is refused as revoked")
+    }
+    assert report.seconds < 15
+
+
+def result(**changes: Any) -> verify.Result:
+    return replace(verify.Result("encryption", "the gateway answers", "gateway-1", "speaks TLS", True), **changes)
+
+
+def report_of(*results: verify.Result, expected: dict[str, int] | None = None) -> verify.Report:
+    return verify.Report(brokers.now(), 1.0, "all", {"gateway-1": 1} if expected is None else expected, results)
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        (report_of(), "Nothing is proven"),
+        (report_of(result(), expected={"gateway-1": 2}), "Nothing is proven"),
+        (report_of(result(), expected={"gateway-1": 1, "gateway-2": 1}), "Nothing is proven"),
+        (report_of(result(), expected={"gateway-1": 1, "gateway-2": 0}), "Nothing is proven"),
+        (report_of(expected={}), "Nothing is proven"),
+        (report_of(result(passed=False)), "does NOT hold: 1 of 1"),
+    ],
+    ids=["nothing ran", "a check is missing", "a gateway is missing", "no check for a gateway", "no gateway", "failed"],
+)
+def test_a_report_passes_only_if_everything_ran(report: verify.Report, words: str) -> None:
+    assert not report.passed
+    assert words in verify.summary(report)
+
+
+def test_a_report_with_all_results_passes() -> None:
+    assert report_of(result()).passed
+
+
+def test_a_check_that_breaks_is_a_failure_and_not_a_traceback(
+    pki: brokers.PKI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: verify.Target) -> verify.Verdict:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(verify, "REACHABLE", replace(verify.REACHABLE, run=broken))
+    report = verify.verify(task(pki, brokers.Ports.free().gateway()), started=brokers.now())
+    assert "the check itself failed: ZeroDivisionError: oops" in failed(report)["the gateway answers"]
+
+
+def test_a_report_survives_its_file(tmp_path: Path) -> None:
+    report = report_of(result(), result(check="another", passed=False))
+    report.write(tmp_path / "report.json")
+    assert verify.read_report(tmp_path / "report.json") == report
+
+
+def test_a_report_is_readable_at_100_columns() -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(verify.table(report_of(*(result(check=check.name, layer=check.layer) for check in verify.CHECKS))))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 100
+    for check in verify.CHECKS:
+        assert check.name.split()[0] in text
+
+
+def written(pki: brokers.PKI, **changes: Any) -> Path:
+    """Write an input file as the role does, changed."""
+    identity = pki.identity()
+    (pki.folder / "password").write_text(identity.password)
+    document = {
+        "gateways": [{"name": "gateway-1", "address": "192.0.2.1", "server_name": "gateway-1.plant.example"}],
+        "identity": {
+            "id": identity.id,
+            "certificate": str(identity.certificate),
+            "key": str(identity.key),
+            "ca": str(identity.ca),
+            "password_file": str(pki.folder / "password"),
+        },
+        "canary": {"certificate": str(pki.folder / "canary.pem"), "key": str(pki.folder / "canary.key")},
+        "checks": "all",
+        **changes,
+    }
+    path = pki.folder / "input.json"
+    path.write_text(json.dumps({key: value for key, value in document.items() if value is not None}))
+    return path
+
+
+def test_input_is_read_with_its_defaults(pki: brokers.PKI) -> None:
+    read = verify.read_input(written(pki))
+    assert read.gateways[0].mtls_port == 8883
+    assert read.identity.topic == "bednet/probe"
+    assert brokers.PASSWORD not in repr(read)
+
+
+GATEWAY = {"name": "g", "address": "192.0.2.1", "server_name": "g.plant.example"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gateways": []}, "no gateway to verify"),
+        ({"gateways": None}, "'gateways' is missing"),
+        ({"gateways": [GATEWAY, GATEWAY]}, "two gateways have the same name"),
+        ({"gateways": [{**GATEWAY, "tls_version": "1.2"}]}, "gateway 1: unknown key tls_version"),
+        ({"gateways": [{**GATEWAY, "tls_versions": []}]}, "tls_versions is"),
+        ({"gateways": [{**GATEWAY, "tls_versions": ["1.1"]}]}, "tls_versions is"),
+        ({"gateways": [{**GATEWAY, "mtls_port": "8883"}]}, "mtls_port is not a number"),
+        ({"gateways": [{**GATEWAY, "websockets_port": True}]}, "websockets_port is neither a number nor null"),
+        ({"gateways": [{"name": "g"}]}, "address"),
+        ({"checks": "some"}, 'expected "bite" or "all"'),
+        ({"canary": {"certificate": "/nowhere/c.pem", "key": "/nowhere/c.key"}}, "there is no file /nowhere/c.pem"),
+        ({"canary": None}, "'canary' is missing"),
+        ({"surprise": 1}, "unknown key surprise"),
+    ],
+)
+def test_input_that_cannot_be_used_is_refused(pki: brokers.PKI, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(verify.VerifyError, match=message):
+        verify.read_input(written(pki, **changes))
+
+
+def test_an_empty_password_file_is_refused(pki: brokers.PKI) -> None:
+    path = written(pki)
+    (pki.folder / "password").write_text("\n")
+    with pytest.raises(verify.VerifyError, match="the password file is empty"):
+        verify.read_input(path)
