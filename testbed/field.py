@@ -255,7 +255,6 @@ def player_zip() -> bytes:
         archive.write(player.__file__, "__main__.py")
         for path in sorted(root.rglob("*.py")):
             archive.write(path, str(Path("paho") / path.relative_to(root)))
-        archive.writestr("paho/__init__.py", "")
     return buffer.getvalue()
 
 
