@@ -137,12 +137,14 @@ class SiteLife(RuleBasedStateMachine):
     def pass_time(self, days: float) -> None:
         self.go_to(self.now + timedelta(days=days))
 
-    @rule(data=st.data(), seconds=st.sampled_from([-1, 0, 1]), window=st.booleans())
+    @rule(which=st.integers(0, 99), seconds=st.sampled_from([-1, 0, 1]), window=st.booleans())
     @precondition(lambda self: self.seen)
-    def go_to_the_edge(self, data: st.DataObject, seconds: int, window: bool) -> None:
+    def go_to_the_edge(self, which: int, seconds: int, window: bool) -> None:
         """Go to the very second in which a certificate becomes due or ends."""
-        pem = self.seen[data.draw(st.sampled_from(sorted(self.seen)))]
-        end = ca.moment(x509.load_pem_x509_certificate(pem.encode()), "not_valid_after")
+        # Serials are random; dates are what a replay finds again.
+        certificates = [x509.load_pem_x509_certificate(pem.encode()) for pem in self.seen.values()]
+        ends = sorted({ca.moment(certificate, "not_valid_after") for certificate in certificates})
+        end = ends[which % len(ends)]
         self.go_to(end - (RENEW if window else timedelta(0)) + timedelta(seconds=seconds))
 
     def go_to(self, now: Any) -> None:
@@ -253,7 +255,7 @@ class SiteLife(RuleBasedStateMachine):
                 if entry.reason and not entry.expired(self.now):
                     assert listed.get(entry.serial) == entry.reason
             assert len(listed) == len(set(listed))
-            for number in listed:
+            for number in sorted(listed):
                 assert self.home.entries()[number].reason is not None
 
     def check_settled(self, answer: dict[str, Any]) -> None:
