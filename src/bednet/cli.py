@@ -10,7 +10,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from bednet import commands
+from bednet import commands, verify
 from bednet.errors import BednetError, TopicError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # A module offers commands by add_parser(subparsers); each command sets `run`, which takes the parsed arguments and
 # returns the exit code, or the module has one function `run` for all of its commands.
-MODULES = (commands,)
+MODULES = (commands, verify)
 
 
 def _parser() -> argparse.ArgumentParser:
