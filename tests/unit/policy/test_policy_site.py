@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import importlib.resources
+import json
 import re
 from typing import TYPE_CHECKING
 
@@ -11,9 +13,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
+from jsonschema import Draft202012Validator
 
 from bednet.errors import SiteError
-from bednet.site import load_site
+from bednet.site import KEY_TYPES, load_site
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -603,3 +606,24 @@ def test_a_device_that_cannot_verify_the_cas_keys_is_refused(site_folder: SiteFo
 def test_a_revoked_device_does_not_hold_the_key_type_back(site_folder: SiteFolder) -> None:
     site_folder.write(devices=HEAD + "    key_types: [P-256]\n    revoked: superseded\n")
     assert site_folder.load("RSA-4096").devices["temp-101"].revoked == "superseded"
+
+
+# The schemas
+
+
+@pytest.mark.parametrize("name", ["devices", "policy"])
+def test_the_schemas_are_valid_and_describe_what_they_want(name: str) -> None:
+    text = (importlib.resources.files("bednet") / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8")
+    schema = json.loads(text)
+    Draft202012Validator.check_schema(schema)
+    if name == "devices":
+        assert schema["$defs"]["device"]["properties"]["key_types"]["items"]["enum"] == list(KEY_TYPES)
+
+    def undescribed(part: object, path: str) -> list[str]:
+        if not isinstance(part, dict):
+            return []
+        wants = {"type", "enum", "const", "pattern"} & part.keys() and path
+        here = [path] if wants and "description" not in part else []
+        return here + [name for key, value in part.items() for name in undescribed(value, f"{path}/{key}")]
+
+    assert undescribed(schema, "") == [], "the cures of our messages are these descriptions"
