@@ -29,12 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in MODULES:
-        before = set(subparsers.choices)
         module.add_parser(subparsers)
-        for name in set(subparsers.choices) - before:
-            command = subparsers.choices[name]
-            if command.get_default("run") is None:
-                command.set_defaults(run=getattr(module, "run"))  # noqa: B009 - not every module has it
     return parser
 
 
