@@ -1,37 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of the roles share: the scenario `alternative`, and what a run of a scenario showed."""
+"""What the tests of the roles share: the scenario `alternative`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
-from testbed.lab import Lab, PlayResult
+from testbed.lab import Lab
+from tests.scenario import Scenario, deploy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A lab on which site.yml ran three times, and what each run did."""
-
-    lab: Lab
-    check: PlayResult
-    state_after_check: str
-    converge: PlayResult
-    again: PlayResult
-
-    @property
-    def ca_home(self) -> Path:
-        """The CA's folder, where the CA lives on the control machine."""
-        return self.lab.folder / "authority"
 
 
 def forget_key_types(site: Path) -> None:
@@ -57,8 +41,5 @@ def alternative_before() -> Iterator[Lab]:
 @pytest.fixture(scope="package")
 def alternative(alternative_before: Lab) -> Scenario:
     """The scenario `alternative`: checked, converged and run again."""
-    lab = alternative_before
-    forget_key_types(lab.site)
-    check = lab.play("site.yml", "--check")
-    state = lab.hosts["gateway-1"].exec(["sh", "-c", "dpkg -l mosquitto 2>&1; ls /etc/mosquitto 2>&1; true"]).stdout
-    return Scenario(lab, check, state, lab.play("site.yml"), lab.play("site.yml"))
+    forget_key_types(alternative_before.site)
+    return deploy(alternative_before)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from testbed.lab import Lab
-    from tests.roles.conftest import Scenario
+    from tests.scenario import Scenario
 
 pytestmark = pytest.mark.lab
 
@@ -53,8 +53,8 @@ def test_check_mode_tells_what_it_would_do_on_a_fresh_host(alternative: Scenario
 
 
 def test_check_mode_changes_nothing_on_a_fresh_host(alternative: Scenario) -> None:
-    assert "no packages found" in alternative.state_after_check
-    assert "No such file" in alternative.state_after_check
+    assert "no packages found" in alternative.traces
+    assert "No such file" in alternative.traces
 
 
 def test_a_first_run_converges(alternative: Scenario) -> None:

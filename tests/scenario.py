@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A deployed lab as the tests see it: what each run of site.yml did, and the credentials of its devices.
+
+- :class:`Scenario`: a lab on which site.yml ran in check mode, for real, and again.
+- :func:`deploy`: make one of a lab with bare hosts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from testbed.lab import Lab, PlayResult
+
+# What a bare gateway has of what the roles bring; asked after the check run.
+_TRACES = "dpkg -l mosquitto 2>&1; ls /etc/mosquitto /usr/local/lib/bednet 2>&1; true"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A lab on which site.yml ran three times, and what each run did.
+
+    :ivar traces: what the check run left on the first gateway.
+    """
+
+    lab: Lab
+    check: PlayResult
+    traces: str
+    converge: PlayResult
+    again: PlayResult
+
+    @property
+    def ca_home(self) -> Path:
+        """The CA's folder, where the CA lives on the control machine."""
+        return self.lab.folder / "authority"
+
+
+def deploy(lab: Lab) -> Scenario:
+    """Run site.yml on a lab with bare hosts: check, converge, again."""
+    check = lab.play("site.yml", "--check")
+    traces = lab.hosts["gateway-1"].exec(["sh", "-c", _TRACES]).stdout
+    return Scenario(lab, check, traces, lab.play("site.yml"), lab.play("site.yml"))
