@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from testbed import engine, image, things
-from testbed.common import STATE, LabError, step
+from testbed.common import CHECKOUT, STATE, LabError, run, step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,14 @@ def _parser() -> argparse.ArgumentParser:
 
     down = command("down", _down, "Take a lab down.")
     down.add_argument("name", nargs="?", default="dev", help="its name (default: dev)")
+    down.add_argument("--every", action="store_true", help="all labs of this checkout")
     down.add_argument("--stop-engine", action="store_true", help="stop the engine, if we started it and nobody uses it")
+
+    demo = command("demo", _demo, "Deploy a secured site onto a lab, let its devices talk, and verify every layer.")
+    demo.add_argument("--suite", choices=image.SUITES, default="trixie", help="the Debian release of its hosts")
+
+    verify = command("verify", _verify, "Probe a lab's gateways from outside.")
+    verify.add_argument("--lab", default="demo", help="which lab (default: demo)")
 
     command("status", _status, "Show the labs on this machine.")
 
@@ -106,18 +113,37 @@ def _down(args: argparse.Namespace) -> int:
     from testbed.lab import check_name  # noqa: PLC0415
 
     check_name(args.name)
+    names = {args.name}
+    if args.every:
+        names = {path.name for path in (STATE / "labs").iterdir()} if (STATE / "labs").is_dir() else set()
     if engine.answers():
         connection = engine.client()
         try:
-            with step(f"Removing the lab `{args.name}`"):
-                things.close_connections(things.control_dir(args.name))
-                things.remove(connection, things.run_id(args.name))
+            if args.every:
+                names |= {run.name for run in things.runs(connection) if run.checkout == CHECKOUT}
+            for name in sorted(names):
+                with step(f"Removing the lab `{name}`"):
+                    things.remove(connection, things.run_id(name))
         finally:
             connection.close()
-    shutil.rmtree(STATE / "labs" / args.name, ignore_errors=True)
+    for name in names:
+        things.close_connections(things.control_dir(name))
+        shutil.rmtree(STATE / "labs" / name, ignore_errors=True)
     if args.stop_engine:
         print(engine.stop_if_ours())
     return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from testbed.demo import demo  # noqa: PLC0415
+
+    return demo(args.suite)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from testbed.demo import verify  # noqa: PLC0415
+
+    return verify(args.lab)
 
 
 def _status(_: argparse.Namespace) -> int:
@@ -129,10 +155,10 @@ def _status(_: argparse.Namespace) -> int:
         found = things.runs(connection)
     finally:
         connection.close()
-    for run in found:
-        kind = "abandoned" if run.abandoned else "stays until `down`" if run.persistent else f"of process {run.owner}"
-        print(f"{run.name} ({kind}; {run.checkout})")
-        for container, state in run.containers.items():
+    for lab in found:
+        kind = "abandoned" if lab.abandoned else "stays until `down`" if lab.persistent else f"of process {lab.owner}"
+        print(f"{lab.name} ({kind}; {lab.checkout})")
+        for container, state in lab.containers.items():
             print(f"    {container:40} {state}")
     if not found:
         print("No lab is up.")
@@ -157,7 +183,7 @@ def _play(args: argparse.Namespace) -> int:
 
     lab = Lab.attach(args.lab)
     try:
-        return lab.play(args.playbook, *args.arguments, check=False, echo=True, timeout_s=3600).rc
+        return lab.play(args.playbook, *args.arguments, check=False, echo="all", timeout_s=3600).rc
     finally:
         lab.close()
 
@@ -225,12 +251,19 @@ def _purge(_: argparse.Namespace) -> int:
     if engine.answers():
         connection = engine.client()
         try:
-            for run in things.sweep(connection, everything=True):
-                things.close_connections(things.control_dir(run.name))
+            for lab in things.sweep(connection, everything=True):
+                things.close_connections(things.control_dir(lab.name))
         finally:
             connection.close()
     for sentence in engine.purge():
         print(sentence)
+    # What the bootstrap had to install for Python's venv module.
+    record = STATE / "bootstrap-packages"
+    if record.exists():
+        packages = record.read_text(encoding="ascii").split()
+        run(["apt-get", "purge", "--yes", *packages], what="Removing packages", cure="Run it by hand.")
+        record.unlink()
+        print(f"Removed {', '.join(packages)}.")
     return 0
 
 

@@ -114,12 +114,14 @@ class Field:
         self.lab = lab
         self.host = lab.hosts["devices"]
 
-    def deploy(self, bundles: Path | None = None) -> list[str]:
+    def deploy(self, bundles: Path | None = None, *, without: Sequence[str] = ()) -> list[str]:
         """Bring the bundles from the CA's host to the devices' host, and start (or restart) all who have one.
 
         Keys travel through the engine's socket, in memory: never in an argument, a log or a file on this machine.
 
         :param bundles: where the bundles lie on the CA's host, if it is not the usual place.
+        :param without: devices that get their bundle and are not played: a device has one session, and a test or a
+            person who takes its part would fight with the player over it.
         :return: the ids of the devices that were started.
         :raises LabError: when there are no bundles, or the player does not start.
         """
@@ -135,7 +137,7 @@ class Field:
             input=archive,
         )
         devices = yaml.safe_load((self.lab.site / "devices.yml").read_text(encoding="utf-8"))["devices"]
-        entries = plan(devices, clients)
+        entries = [entry for entry in plan(devices, clients) if entry["id"] not in without]
         self.host.write_file(f"{HOME}/devices.pyz", player_zip())
         self.host.write_file(f"{HOME}/plan.json", json.dumps({"devices": entries}, indent=1))
         self.host.write_file(f"/etc/systemd/system/{UNIT}", UNIT_TEXT)

@@ -17,6 +17,7 @@ import hashlib
 import ipaddress
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -29,7 +30,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 # Ryuk, the reaper of testcontainers, is an image from a registry; ours needs none. Read when it is imported.
 os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"
@@ -695,7 +696,7 @@ class Lab:
         check: bool = True,
         site: Path | None = None,
         env: Mapping[str, str] | None = None,
-        echo: bool = False,
+        echo: Literal["", "all", "tasks"] = "",
         timeout_s: float = 900,
     ) -> PlayResult:
         """Run a playbook against the lab, over SSH, as an operator would.
@@ -705,7 +706,8 @@ class Lab:
         :param check: refuse a playbook that failed.
         :param site: another site folder than the lab's own.
         :param env: further environment variables.
-        :param echo: show its output while it runs, too.
+        :param echo: what to show while it runs: nothing, `tasks` (their names) or `all`. All of it is also added to
+            `ansible.log` in the lab's folder.
         :raises LabError: when it failed and `check` is set, or took too long.
         """
         path = CHECKOUT / "playbooks" / playbook
@@ -725,12 +727,14 @@ class Lab:
                     **self._ansible_env(),
                     "ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).parent / "callback_plugins"),
                     "ANSIBLE_CALLBACKS_ENABLED": "bednet_stats",
-                    "ANSIBLE_FORCE_COLOR": "1" if echo and sys.stderr.isatty() else "0",
+                    "ANSIBLE_FORCE_COLOR": "1" if echo == "all" and sys.stderr.isatty() else "0",
                     "BEDNET_STATS": str(stats_file),
                     **(env or {}),
                 },
             )
-            stdout = _follow(process, path.name, timeout_s, echo=echo)
+            stdout = _follow(process, path.name, timeout_s, echo)
+            with (self.folder / "ansible.log").open("a", encoding="utf-8") as log:
+                log.write(stdout)
             told = json.loads(stats_file.read_text(encoding="utf-8")) if stats_file.exists() else {}
         result = PlayResult(
             process.returncode, told.get("stats", {}), told.get("failures", []), told.get("changed", []), stdout
@@ -745,8 +749,8 @@ class Lab:
         return result
 
 
-def _follow(process: subprocess.Popen[bytes], name: str, timeout_s: float, *, echo: bool) -> str:
-    """Collect what a process prints until it ends."""
+def _follow(process: subprocess.Popen[bytes], name: str, timeout_s: float, echo: Literal["", "all", "tasks"]) -> str:
+    """Collect what ansible-playbook prints until it ends."""
     assert process.stdout is not None  # noqa: S101 - for the type checker: it was asked for
     deadline = time.monotonic() + timeout_s
     collected: list[str] = []
@@ -757,8 +761,11 @@ def _follow(process: subprocess.Popen[bytes], name: str, timeout_s: float, *, ec
             for raw in process.stdout or ():
                 line = raw.decode(errors="replace")
                 collected.append(line)
-                if echo:
+                if echo == "all":
                     print(line, end="", file=sys.stderr, flush=True)
+                elif echo == "tasks" and (task := re.match(r"(?:PLAY|TASK|RUNNING HANDLER) \[(.+)\] \*", line)):
+                    indent = "    " if line.startswith("PLAY") else "      - "
+                    print(f"{indent}{task[1]}", file=sys.stderr, flush=True)
 
         reader = pool.submit(read)
         try:
