@@ -224,6 +224,7 @@ class Host:
             ) from exc
         finally:
             stream.close()
+            raw.close()  # the file over it leaves it open
         rc = api.exec_inspect(job)["ExitCode"]
         result = Result(-1 if rc is None else rc, out, err.decode(errors="replace"))
         if check and result.rc != 0:
