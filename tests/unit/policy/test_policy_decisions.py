@@ -102,6 +102,7 @@ def site_of(site_folder: SiteFolder, **lists: list[str]) -> Site:
         (PUBLISH, "a/d1/secret/x", Verdict.DENIED),
         (PUBLISH, "a/d1/secret", Verdict.DENIED),
         (PUBLISH, "b/x", Verdict.NOT_ALLOWED),
+        (PUBLISH, "z/x", Verdict.DENIED),
         (PUBLISH, "$SYS/x", Verdict.NOT_ALLOWED),
         (PUBLISH, "$share/g/a/d1/x", Verdict.NOT_ALLOWED),
         (SUBSCRIBE, "b/#", Verdict.ALLOWED),
@@ -126,7 +127,7 @@ def test_a_decision_says_why(site_folder: SiteFolder, access: Access, topic: str
     site = site_of(
         site_folder,
         allow_publish=["a/{device.id}/#"],
-        deny_publish=["a/+/secret/#"],
+        deny_publish=["a/+/secret/#", "z/#"],
         allow_subscribe=["b/#", "c/#", "e/+/x"],
         deny_subscribe=["c/no", "e/#"],
     )
@@ -162,6 +163,7 @@ def test_a_revoked_device_may_do_nothing_and_has_no_section(site_folder: SiteFol
         assert (decision.allowed, decision.verdict) == (False, Verdict.REVOKED)
         assert "revoked: keyCompromise" in decision.reason
     assert "user d1" not in compile_acl_file(site)
+    assert site.grants["d1"] == ()
 
 
 def test_the_probe_may_do_its_own_thing_only(site_folder: SiteFolder) -> None:
@@ -245,6 +247,17 @@ def test_a_deny_of_one_access_where_the_other_is_allowed_is_refused(
         compile_acl_file(site)
     cured = site_of(site_folder, **lists, **{f"deny_{other}": ["a/x/#"]})
     assert acl_problems(cured) == []
+
+
+def test_a_deny_of_both_accesses_must_hold_for_the_same_topics(site_folder: SiteFolder) -> None:
+    both = {"allow_publish": ["a/#"], "allow_subscribe": ["a/#"], "deny_publish": ["a/x/#"]}
+    assert [problem.code for problem in acl_problems(site_of(site_folder, **both, deny_subscribe=["a/x/y"]))] == [
+        "acl-one-sided-deny"
+    ]
+    assert acl_lines(site_of(site_folder, **both, deny_subscribe=["a/x/#"])) == [
+        "topic deny a/x/#",
+        "topic readwrite a/#",
+    ]
 
 
 def test_a_problem_of_many_devices_is_told_once(site_folder: SiteFolder) -> None:

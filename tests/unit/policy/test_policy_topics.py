@@ -120,6 +120,22 @@ def test_a_leading_wildcard_does_not_match_dollar_topics(topic_filter: str, name
     assert not topics.overlaps(topic_filter, name + "/#")
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "common"),
+    [
+        ("#", "#", "#"),
+        ("#", "+/#", "#"),
+        ("a/#", "#", "a/#"),
+        ("a/#", "a", "a"),
+        ("a/+", "+/b/#", "a/b"),
+        ("a/+", "a", None),
+    ],
+)
+def test_an_intersection_is_written_as_one_would(one: str, other: str, common: str | None) -> None:
+    assert topics.intersection(one, other) == common
+    assert topics.intersection(other, one) == common
+
+
 @given(filters, st.sampled_from(NAMES))
 @example("a/#", "a")
 @example("a/+", "a")
