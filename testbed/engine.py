@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import docker
 import docker.errors
 import requests
+from docker.context import ContextAPI
 
 from testbed.common import LABEL, LabError, debian_like, is_root, locked, run, say, tail_of
 
@@ -83,13 +84,25 @@ class Record:
     unit: bool = field(default=False)
 
 
+def configured_host() -> str | None:
+    """Return where the user wants the engine to be: DOCKER_HOST, or the chosen `docker context`; None for neither."""
+    if host := os.environ.get("DOCKER_HOST"):
+        return host
+    context = ContextAPI.get_current_context()
+    return None if context is None or context.Name == "default" else str(context.Host)
+
+
 def client(timeout_s: int = 120) -> docker.DockerClient:
     """Return a connection to the engine; the caller closes it.
 
     :raises LabError: when no engine answers.
     """
     try:
-        connection = docker.from_env(timeout=timeout_s)
+        host = configured_host()
+        if host and "DOCKER_HOST" not in os.environ:
+            connection = docker.DockerClient(base_url=host, timeout=timeout_s)
+        else:
+            connection = docker.from_env(timeout=timeout_s)
         connection.ping()
     except (docker.errors.DockerException, requests.RequestException, OSError) as exc:
         raise LabError(f"No Docker engine answers ({exc}).", cure="Run `python -m testbed engine up`.") from exc
@@ -123,9 +136,10 @@ def ensure(places: Places | None = None) -> None:
     if answers():
         return
     places = places or Places()
-    if host := os.environ.get("DOCKER_HOST"):
+    if host := configured_host():
         raise LabError(
-            f"No Docker engine answers at DOCKER_HOST={host}.", cure="Start that engine, or unset DOCKER_HOST."
+            f"No Docker engine answers at {host}.",
+            cure="Start that engine, or unset DOCKER_HOST (or run `docker context use default`).",
         )
     if not is_root():
         raise LabError("No Docker engine answers, and this user is not root.", cure=INSTALL_HINT)
@@ -234,7 +248,7 @@ def _start(places: Places) -> None:
     say("starting the Docker engine")
     clear_stale(places)
     record = read_record(places)
-    if Path("/run/systemd/system").is_dir():
+    if (places.run / "systemd/system").is_dir():
         try:
             run(["systemctl", "start", "docker"], what="Starting docker.service", cure="")
         except LabError as exc:
@@ -364,14 +378,8 @@ def stop_if_ours(places: Places | None = None) -> str:
         record = read_record(places)
         if not record.unit and (record.pid == 0 or process_start(record.pid) != record.pid_start):
             return "No Docker engine that we started is running."
-        if answers():
-            connection = client()
-            try:
-                busy = [str(container.name) for container in connection.containers.list()]
-            finally:
-                connection.close()
-            if busy:
-                return f"The Docker engine stays: containers run on it ({', '.join(sorted(busy)[:4])})."
+        if answers() and (busy := _busy()):
+            return f"The Docker engine stays: containers run on it ({', '.join(sorted(busy)[:4])})."
         if record.unit:
             run(
                 ["systemctl", "stop", "docker.service", "docker.socket"],
@@ -382,6 +390,15 @@ def stop_if_ours(places: Places | None = None) -> str:
             _end(record.pid, record.pid_start, places)
         _write_record(places, Record(record.packages))
     return "The Docker engine that we started is stopped; its images stay cached (`make purge` takes them away)."
+
+
+def _busy() -> list[str]:
+    """Return the names of the containers that run, whoever's they are."""
+    connection = client()
+    try:
+        return [item["Names"][0].lstrip("/") for item in connection.api.containers()]
+    finally:
+        connection.close()
 
 
 def _end(pid: int, pid_start: int, places: Places) -> None:
@@ -431,7 +448,10 @@ def purge(places: Places | None = None) -> list[str]:
     done.append(f"Removed the packages that we installed: {', '.join(record.packages)}.")
     if shutil.which("ip"):
         subprocess.run(["ip", "link", "delete", "docker0"], capture_output=True, check=False)
-    for path in (places.data, places.data.parent / "containerd", places.run / "docker", places.run / "containerd"):
+    folders = [places.data, places.run / "docker", Path("/etc/docker")]
+    if "containerd" in record.packages:
+        folders += [places.data.parent / "containerd", places.run / "containerd"]
+    for path in folders:
         shutil.rmtree(path, ignore_errors=True)
     for name in ("docker.pid", "docker.sock"):
         (places.run / name).unlink(missing_ok=True)

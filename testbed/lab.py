@@ -580,7 +580,7 @@ class Lab:
         )
         for name in self.shape.site_hosts:
             _write_yaml(
-                _vars_folder(self.site / "host_vars", name) / "connection.yml",
+                vars_folder(self.site / "host_vars", name) / "connection.yml",
                 {
                     "ansible_host": self.hosts[name].address,
                     "ansible_user": "operator",
@@ -592,7 +592,7 @@ class Lab:
 
     def _write_vault(self) -> None:
         _write_secret(self.vault_password_file, secrets.token_urlsafe(32) + "\n")
-        target = _vars_folder(self.site / "group_vars", "all") / "vault.yml"
+        target = vars_folder(self.site / "group_vars", "all") / "vault.yml"
         run(
             [
                 _tool("ansible-vault"),
@@ -923,7 +923,7 @@ def reshape(inventory: dict[str, Any], shape: Shape) -> dict[str, Any]:
     return shaped
 
 
-def _vars_folder(parent: Path, name: str) -> Path:
+def vars_folder(parent: Path, name: str) -> Path:
     """Return the folder for a group's or host's variables; where there is a file of that name it becomes part of it.
 
     Ansible reads either the folder or the file, not both.
