@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # A module offers commands by add_parser(subparsers); each command sets `run`, which takes the parsed arguments and
-# returns the exit code, or the module has one function `run` for all of its commands.
+# returns the exit code.
 MODULES = (commands, verify)
 
 
