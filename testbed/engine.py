@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ENGINE_PACKAGES = ("docker.io", "iptables")
+DEFAULT_SOCKET = "unix:///var/run/docker.sock"
 START_DEADLINE_S = 60.0
 STOP_DEADLINE_S = 30.0
 
@@ -84,6 +85,10 @@ class Record:
     unit: bool = field(default=False)
 
 
+class NoEngineError(LabError):
+    """No engine answers."""
+
+
 def configured_host() -> str | None:
     """Return where the user wants the engine to be: DOCKER_HOST, or the chosen `docker context`; None for neither."""
     if host := os.environ.get("DOCKER_HOST"):
@@ -97,35 +102,43 @@ def client(timeout_s: int = 120) -> docker.DockerClient:
 
     :raises LabError: when no engine answers.
     """
+    host = configured_host()
     try:
-        host = configured_host()
+        _knock(host or DEFAULT_SOCKET)
         if host and "DOCKER_HOST" not in os.environ:
             connection = docker.DockerClient(base_url=host, timeout=timeout_s)
         else:
             connection = docker.from_env(timeout=timeout_s)
         connection.ping()
     except (docker.errors.DockerException, requests.RequestException, OSError) as exc:
-        raise LabError(f"No Docker engine answers ({exc}).", cure="Run `python -m testbed engine up`.") from exc
+        raise NoEngineError(f"No Docker engine answers ({exc}).", cure="Run `python -m testbed engine up`.") from exc
     return connection
 
 
+def _knock(host: str) -> None:
+    """See whether somebody listens on a Unix socket, before docker-py does: it leaves its socket open on failure."""
+    if not host.startswith("unix://"):
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(host.removeprefix("unix://"))
+        except PermissionError as exc:
+            raise LabError(
+                "A Docker engine is running, but this user may not speak to it.",
+                cure="Add the user to the group `docker` (`usermod -aG docker USER`, log in again), or run as root.",
+            ) from exc
+
+
 def answers() -> bool:
-    """Tell whether a Docker engine answers right now."""
+    """Tell whether a Docker engine answers right now.
+
+    :raises LabError: when one is there, but not for this user.
+    """
     try:
         client(timeout_s=10).close()
-    except LabError as exc:
-        return _not_allowed(exc)
+    except NoEngineError:
+        return False
     return True
-
-
-def _not_allowed(exc: LabError) -> bool:
-    """Refuse where an engine is there but not for this user; else say that none answers."""
-    if "Permission denied" in exc.what or "PermissionError" in exc.what:
-        raise LabError(
-            "A Docker engine is running, but this user may not speak to it.",
-            cure="Add the user to the group `docker` (`usermod -aG docker USER`, then log in again), or run as root.",
-        ) from exc
-    return False
 
 
 def ensure(places: Places | None = None) -> None:
@@ -159,7 +172,7 @@ def ensure(places: Places | None = None) -> None:
 def in_use(places: Places | None = None) -> Iterator[None]:
     """Keep an engine that we started from being stopped by another process meanwhile."""
     places = places or Places()
-    if not places.record.exists() or not os.access(places.lock, os.W_OK):
+    if not places.record.exists() or not os.access(places.data, os.W_OK):
         yield
         return
     with locked(places.lock, shared=True):

@@ -165,7 +165,7 @@ def test_where_nothing_can_be_installed_it_says_what_to_install(
     monkeypatch.setattr(engine, "configured_host", lambda: None)
     monkeypatch.setattr(engine, "is_root", lambda: root)
     monkeypatch.setattr(engine, "debian_like", lambda: debian)
-    monkeypatch.setattr(engine.shutil, "which", lambda _: None)
+    monkeypatch.setattr("testbed.engine.shutil.which", lambda _: None)
     with pytest.raises(LabError, match=rf"{reason}(?s:.*)apt-get install docker.io iptables"):
         engine.ensure(places)
 

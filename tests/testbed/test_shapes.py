@@ -37,7 +37,7 @@ def test_candidates_are_private_differ_and_do_not_change() -> None:
     assert networks == list(candidate_subnets("demo-abc"))
     assert networks != list(candidate_subnets("test-abc"))
     assert len(set(networks)) > 50
-    inside = ipaddress.ip_network("10.64.0.0/10"), ipaddress.ip_network("10.128.0.0/10")
+    inside = ipaddress.IPv4Network("10.64.0.0/10"), ipaddress.IPv4Network("10.128.0.0/10")
     assert all(any(network.subnet_of(part) for part in inside) for network in networks)
 
 
