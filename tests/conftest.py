@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the suites share: a lab with the example plant deployed on it, and everybody's credentials.
+
+- option ``--lab NAME``: attach to a lab that runs already (``python -m testbed up NAME``, ``... play --lab NAME
+  site.yml``) instead of bringing one up; quick while a test is being written.
+- fixture ``deployment``: what site.yml did on the lab's bare hosts, in check mode, for real and again.
+- fixture ``lab``: the lab, with site.yml run on it.
+- fixture ``plant``: the site seen from outside: gateways, devices' credentials, villains, sessions.
+- fixture ``attacker``: a hostile host in the plant's network.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import ssl
+import tarfile
+import threading
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from bednet.probe import Credentials, Listener, Session
+from bednet.site import Site, load_site
+from testbed import villains
+from testbed.attacker import Attacker
+from testbed.lab import Host, Lab
+from tests.scenario import Scenario, deploy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+BUNDLES = "/var/lib/bednet-ca/bundles"
+ISSUING = "/var/lib/bednet-ca/issuing"
+MTLS_PORT = 8883
+PASSWORD_PORT = 8884
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--lab``."""
+    parser.addoption("--lab", metavar="NAME", help="use this running lab, on which site.yml was run, and leave it up")
+
+
+@pytest.fixture(scope="session")
+def deployment(request: pytest.FixtureRequest) -> Iterator[Scenario]:
+    """A lab on which this run has deployed the example plant: checked, converged, and run again."""
+    if request.config.getoption("--lab"):
+        pytest.skip("asks what site.yml did on bare hosts; with --lab it ran before")
+    with Lab.up("test") as own:
+        yield deploy(own)
+
+
+@pytest.fixture(scope="session")
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A lab with the example plant deployed on it, for the whole run."""
+    name = request.config.getoption("--lab")
+    if not name:
+        deployed: Scenario = request.getfixturevalue("deployment")
+        yield deployed.lab
+        return
+    attached = Lab.attach(str(name))
+    yield attached
+    attached.close()
+
+
+@dataclass
+class Plant:
+    """The deployed site as devices, an operator and an attacker see it.
+
+    :ivar folder: the bundles of all devices, and certificates that tests make; readable by this user only.
+    """
+
+    lab: Lab
+    folder: Path
+    _made: dict[str, Credentials] = field(default_factory=dict)
+
+    @cached_property
+    def site(self) -> Site:
+        """The site's devices and policy."""
+        return load_site(self.lab.site)
+
+    def fetch_bundles(self) -> None:
+        """Bring the bundles over from the CA's host."""
+        archive = self.lab.hosts[self.lab.shape.ca].exec(["tar", "-C", BUNDLES, "-cf", "-", "."]).raw
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            tar.extractall(self.folder, filter="data")
+
+    @property
+    def ca(self) -> Path:
+        """What every device trusts."""
+        return self.folder / "temp-101/ca.pem"
+
+    @property
+    def gateways(self) -> list[Host]:
+        """The gateways' hosts."""
+        return [self.lab.hosts[name] for name in self.lab.shape.gateway_names]
+
+    def mtls(self, gateway: str = "gateway-1") -> Listener:
+        """The listener for certificates."""
+        host = self.lab.hosts[gateway]
+        return Listener(host.address, MTLS_PORT, self.ca, host.fqdn)
+
+    def passwords(self, gateway: str = "gateway-1") -> Listener:
+        """The listener for user names and passwords."""
+        host = self.lab.hosts[gateway]
+        return Listener(host.address, PASSWORD_PORT, self.ca, host.fqdn)
+
+    @property
+    def with_certificate(self) -> list[str]:
+        """The devices that hold a certificate and its key."""
+        return [name for name in self.site.devices if (self.folder / name / "key.pem").exists()]
+
+    @property
+    def with_password(self) -> list[str]:
+        """The devices that hold a password."""
+        return [name for name in self.site.devices if (self.folder / name / "password").exists()]
+
+    def certificate(self, device: str) -> Credentials:
+        """A device's certificate and key."""
+        return Credentials(self.folder / device / "certificate.pem", self.folder / device / "key.pem")
+
+    def password(self, device: str) -> Credentials:
+        """A device's user name and password."""
+        return Credentials(username=device, password=(self.folder / device / "password").read_text().strip())
+
+    def session(self, device: str, gateway: str = "gateway-1", **how: Any) -> Session:
+        """A device's session, with its certificate where it has one, else with its password; to be entered."""
+        if (self.folder / device / "key.pem").exists():
+            return Session(self.mtls(gateway), self.certificate(device), **how)
+        return Session(self.passwords(gateway), self.password(device), **how)
+
+    @cached_property
+    def issuing(self) -> villains.Credential:
+        """The issuing CA's certificate and key, out of the lab's CA host: villains are made with it."""
+        host = self.lab.hosts[self.lab.shape.ca]
+        return villains.Credential(host.read_file(f"{ISSUING}/issuing.pem"), host.read_file(f"{ISSUING}/issuing.key"))
+
+    def keep(self, name: str, credential: villains.Credential) -> Credentials:
+        """Write a certificate and its key into files."""
+        folder = self.folder / "made"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
+        certificate.write_bytes(credential.certificate)
+        key.touch(mode=0o600)
+        key.write_bytes(credential.key)
+        return Credentials(certificate, key)
+
+    def villain(self, kind: str) -> Credentials:
+        """A certificate that must be refused, in the name of temp-101; made once."""
+        if kind not in self._made:
+            self._made[kind] = self.keep(kind, villains.make(kind, self.issuing, now=self.now()))
+        return self._made[kind]
+
+    @staticmethod
+    def now() -> datetime:
+        """Return the time; live gateways look at the real clock."""
+        return datetime.now(UTC)
+
+    def canary(self) -> Credentials:
+        """The certificate that was revoked right after it was issued."""
+        host = self.lab.hosts[self.lab.shape.ca]
+        told = json.loads(host.exec(["bednet-ca", "probe"], input=self._probe_request()).stdout)
+        made = villains.Credential(told["canary_certificate"].encode(), told["canary_key"].encode())
+        return self.keep("canary", made)
+
+    @staticmethod
+    def _probe_request() -> str:
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "bednet-probe")])
+        csr = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+        return json.dumps({"csr": csr.public_bytes(serialization.Encoding.PEM).decode(), "days": 1})
+
+    @contextmanager
+    def false_gateway(self, credentials: Credentials) -> Iterator[int]:
+        """Listen on this machine with a certificate, for one handshake; returns the port."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        assert credentials.certificate is not None
+        context.load_cert_chain(credentials.certificate, credentials.key)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def serve() -> None:
+                connection, _ = server.accept()
+                # Whoever does not trust us hangs up in the middle.
+                with connection, suppress(OSError), context.wrap_socket(connection, server_side=True) as tls:
+                    tls.recv(1)
+
+            thread = threading.Thread(target=serve)
+            thread.start()
+            try:
+                yield server.getsockname()[1]
+            finally:
+                thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def plant(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Plant:
+    """The deployed site, for the whole run."""
+    folder = tmp_path_factory.mktemp("bundles")
+    folder.chmod(0o700)
+    found = Plant(lab, folder)
+    found.fetch_bundles()
+    return found
+
+
+@pytest.fixture(scope="session")
+def attacker(lab: Lab) -> Attacker:
+    """A hostile host in the plant's network."""
+    return Attacker(lab)
+
+
+@pytest.fixture(scope="package")
+def everyone(plant: Plant) -> Iterator[dict[str, Session]]:
+    """A session on gateway-1 for each device of the plant, in MQTT 5, each subscribed to everything."""
+    with ExitStack() as stack:
+        sessions = {}
+        for name in sorted({*plant.with_certificate, *plant.with_password}):
+            sessions[name] = stack.enter_context(plant.session(name))
+            sessions[name].subscribe("#")
+        yield sessions
