@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 ENGINE_PACKAGES = ("docker.io", "iptables")
 DEFAULT_SOCKET = "unix:///var/run/docker.sock"
+# Python complains of a child that still runs when its object goes; these are meant to.
+_detached: list[subprocess.Popen[bytes]] = []
+
 START_DEADLINE_S = 60.0
 STOP_DEADLINE_S = 30.0
 
@@ -286,6 +289,7 @@ def _start(places: Places) -> None:
             start_new_session=True,
             cwd="/",
         )
+    _detached.append(daemon)
     _write_record(places, Record(record.packages, daemon.pid, process_start(daemon.pid) or 0))
     _await_answer(places, daemon)
 

@@ -68,7 +68,8 @@ class Run:
         if self.persistent:
             return not self.checkout.is_dir()
         pid, _, start = self.owner.partition(":")
-        return not pid.isdigit() or str(engine.process_start(int(pid))) != start
+        began = engine.process_start(int(pid)) if pid.isdigit() else None
+        return began is None or str(began) != start
 
 
 def run_id(name: str) -> str:
