@@ -166,19 +166,33 @@ class Plant:
         """Return the time; live gateways look at the real clock."""
         return datetime.now(UTC)
 
-    def canary(self) -> Credentials:
-        """The certificate that was revoked right after it was issued."""
+    @cached_property
+    def _probe(self) -> tuple[Credentials, Credentials]:
+        """The identity of `bednet verify`, and the canary, as the CA hands them out."""
         host = self.lab.hosts[self.lab.shape.ca]
-        told = json.loads(host.exec(["bednet-ca", "probe"], input=self._probe_request()).stdout)
-        made = villains.Credential(told["canary_certificate"].encode(), told["canary_key"].encode())
-        return self.keep("canary", made)
-
-    @staticmethod
-    def _probe_request() -> str:
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "bednet-probe")])
         csr = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
-        return json.dumps({"csr": csr.public_bytes(serialization.Encoding.PEM).decode(), "days": 1})
+        request = {"csr": csr.public_bytes(serialization.Encoding.PEM).decode(), "days": 1}
+        told = json.loads(host.exec(["bednet-ca", "probe"], input=json.dumps(request)).stdout)
+        key_pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return (
+            self.keep("bednet-probe", villains.Credential(told["chain"].encode(), key_pem)),
+            self.keep(
+                "bednet-canary",
+                villains.Credential(told["canary_certificate"].encode(), told["canary_key"].encode()),
+            ),
+        )
+
+    def canary(self) -> Credentials:
+        """The certificate that was revoked right after it was issued."""
+        return self._probe[1]
+
+    def probe(self, gateway: str = "gateway-1") -> Session:
+        """A session of the identity of `bednet verify`; to be entered."""
+        return Session(self.mtls(gateway), self._probe[0])
 
     @contextmanager
     def false_gateway(self, credentials: Credentials) -> Iterator[int]:
@@ -218,7 +232,7 @@ def attacker(lab: Lab) -> Attacker:
     return Attacker(lab)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def everyone(plant: Plant) -> Iterator[dict[str, Session]]:
     """A session on gateway-1 for each device of the plant, in MQTT 5, each subscribed to everything."""
     with ExitStack() as stack:

@@ -1155,6 +1155,17 @@ class Session:
             raise NothingArrivedError(f"the permitted message on {topic} was refused: {receipt}")
         return self.until(lambda message: message.payload == token, f"the permitted message on {topic}", timeout)[:-1]
 
+    def settle(self) -> list[Message]:
+        """Return all that the gateway had sent us by now: it answers a request of ours after what it sent before.
+
+        The fence of those who may not subscribe to anything. What another session published is among it once that
+        session has its acknowledgement.
+
+        :raises NothingArrivedError: if the gateway does not answer.
+        """
+        self.unsubscribe(f"bednet/never/{secrets.token_hex(6)}")
+        return self.take()
+
     def wait_goodbye(self, timeout: float | None = None) -> Goodbye:
         """Wait until the session has ended, and say how.
 
