@@ -31,7 +31,8 @@ def alternative_before() -> Iterator[Lab]:
     with Lab.up("alternative", suite="bookworm", gateways=1, ca="localhost", field=False) as lab:
         variables = yaml.safe_load((HERE / "alternative.yml").read_text(encoding="utf-8"))
         variables["ca_home"] = str(lab.folder / "authority")
-        (lab.site / "group_vars/all/alternative.yml").write_text(yaml.safe_dump(variables), encoding="utf-8")
+        # The last file of the folder wins.
+        (lab.site / "group_vars/all/zz-alternative.yml").write_text(yaml.safe_dump(variables), encoding="utf-8")
         local = lab.site / "host_vars/localhost"
         local.mkdir(parents=True)
         (local / "main.yml").write_text("ansible_become: false\n", encoding="utf-8")
