@@ -38,7 +38,7 @@ import shutil
 import sys
 import warnings
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -65,7 +65,6 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Json: TypeAlias = dict[str, Any]
 
 HOME = Path("/var/lib/bednet-ca")
-UTC = timezone.utc  # noqa: UP017  (the same object; this spelling is what the tests' oldest library documents)
 # Gateways without a clock of their own may be late: what is signed now is valid a little earlier.
 BACKDATE = timedelta(hours=1)
 KEY_TYPES = ("P-256", "P-384", "RSA-2048", "RSA-3072", "RSA-4096", "Ed25519")
@@ -1392,6 +1391,16 @@ def status(store: Store, authority: Authority, request: object, now: datetime) -
     }
 
 
+HELP = """\
+requests (an unknown or missing field is named; [..] may be left out):
+  sign-server   name csr days renew_before_days dns:[..] ip:[..] [crl_url]
+  sync-devices  devices:[{id [authentication enrolment csr revoked]}] days renew_before_days
+                revoke_at_most gateways:[{name address mtls_port password_port}] [key_type crl_url]
+  probe         csr [days]
+  crl           days refresh_before_days
+  status        [warn_days]
+"""
+
 COMMANDS = {
     "sign-server": sign_server,
     "sync-devices": sync_devices,
@@ -1438,7 +1447,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="bednet-ca",
         description="Sign, renew and revoke what bednet's issuing CA signs. One JSON object on stdin, one on stdout.",
-        epilog="The fields of each request are described in docs/architecture.md; an unknown or missing one is named.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--home", type=Path, default=HOME, help="the CA's folder (default: %(default)s)")
     parser.add_argument("--check", action="store_true", help="dry run: tell what would change, and write nothing")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
@@ -22,7 +22,6 @@ from bednet import ca
 if TYPE_CHECKING:
     from pathlib import Path
 
-UTC = timezone.utc  # noqa: UP017
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ISSUING_DAYS = 1800
 ROOT_DAYS = 3650

@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import warnings
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -1027,7 +1027,7 @@ def start(home: Home, *arguments: str, stdin: str) -> subprocess.CompletedProces
 @pytest.fixture
 def today(tmp_path: Path) -> Home:
     """A CA that is good by the machine's clock."""
-    return make_home(tmp_path / "today", start=datetime.now(ca.UTC) - DAY)
+    return make_home(tmp_path / "today", start=datetime.now(UTC) - DAY)
 
 
 def test_program_speaks_json_and_runs_alone(today: Home) -> None:

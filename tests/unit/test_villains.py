@@ -9,7 +9,7 @@ from __future__ import annotations
 import ssl
 import subprocess
 import warnings
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,7 +24,8 @@ from tests.unit.ca_home import Home, make_csr, make_home
 if TYPE_CHECKING:
     from pathlib import Path
 
-NOW = datetime.now(timezone.utc).replace(microsecond=0)  # noqa: UP017  (a handshake has no clock but the machine's)
+# A handshake has no clock but the machine's.
+NOW = datetime.now(UTC).replace(microsecond=0)
 REFUSED = sorted(kind for kind, villain in VILLAINS.items() if villain.reason)
 ACCEPTED = sorted(kind for kind, villain in VILLAINS.items() if not villain.reason)
 
