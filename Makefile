@@ -66,6 +66,10 @@ lab-down: venv ## Take the development lab away.
 sweep: venv ## Remove what killed runs left behind.
 	@$(TESTBED) sweep
 
+.PHONY: docs
+docs: venv ## Write the roles' tables of variables from their argument specs.
+	@$(BIN)/python docs/generate_role_docs.py
+
 .PHONY: lock
 lock: ## Resolve the dependencies in pyproject.toml anew and pin them, with hashes, in requirements.lock.
 	@test -x $(STATE)/tools/uv/bin/uv || { $(PYTHON) -m venv $(STATE)/tools/uv && $(STATE)/tools/uv/bin/pip install --quiet uv; }

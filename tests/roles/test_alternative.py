@@ -152,6 +152,10 @@ def test_another_key_type_for_a_ca_that_is_there_is_refused(alternative: Scenari
     _refused(alternative, "-e", "ca_key_type=P-256", why="ca_key_type is P-256, but the CA in .* was made with RSA")
 
 
+def test_another_name_for_a_ca_that_is_there_is_refused(alternative: Scenario) -> None:
+    _refused(alternative, "-e", "ca_organization=New Plant", why="ca_organization is New Plant, but .* of Other Plant")
+
+
 @pytest.mark.parametrize(
     ("setting", "why"),
     [
