@@ -36,6 +36,7 @@ NAME = "demo"
 #: The device that is left to the user: it would else be thrown out by its own player, and throw that out in turn.
 HAND = "tablet-jo"
 FLOW_DEADLINE_S = 60
+WIDTH = 130
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,15 @@ def verify(name: str) -> int:
         report = _verify(lab)
     finally:
         lab.close()
-    console = Console()
+    console = _console()
     console.print(table(report))
     console.print(summary(report), style="bold green" if report.passed else "bold red", highlight=False)
     return 0 if report.passed else 1
+
+
+def _console() -> Console:
+    """Return where the tables go; where that is no terminal they get room enough to be read."""
+    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
 
 
 def _lab(suite: str) -> Lab:
@@ -188,7 +194,7 @@ def _try(lab: Lab, line: Line) -> None:
 
 
 def _show(report: Report, status: FieldStatus, lines: Sequence[Line], lab: Lab, seconds: float) -> None:
-    console = Console()
+    console = _console()
     console.print()
     console.print(table(report))
     console.print(_traffic(status))

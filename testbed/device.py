@@ -42,6 +42,8 @@ logger = logging.getLogger("devices")
 
 MQTT_5 = 5
 KEEPALIVE_S = 20
+#: Within this time every device speaks for the first time.
+FIRST_WORDS_S = 2.0
 BACKOFF_FIRST_S = 1
 BACKOFF_LAST_S = 30
 #: How long a gateway keeps what a device missed while it was away.
@@ -340,8 +342,8 @@ def main(plan: Path, status: Path) -> int:
     begin = time.monotonic()
     schedule = [Due(begin, device, habit) for device in devices for habit in device.habits]
     for index, due in enumerate(schedule):
-        # Spread out, so that they do not all speak at once.
-        due.at += due.habit.every_s * index / len(schedule)
+        # Spread out, so that they do not all speak at once; also who speaks seldom is heard soon.
+        due.at += min(due.habit.every_s, FIRST_WORDS_S) * index / len(schedule)
     told = 0.0
     while not end.wait(0.05):
         clock = time.monotonic()

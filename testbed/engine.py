@@ -422,14 +422,12 @@ def _end(pid: int, pid_start: int, places: Places) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_DEADLINE_S
-    while process_start(pid) == pid_start:
+    while process_start(pid) == pid_start or any(daemon.pid == pid and daemon.poll() is None for daemon in _detached):
         if time.monotonic() > deadline:
             raise LabError(
                 f"The Docker engine (process {pid}) did not end within {STOP_DEADLINE_S:.0f} s.",
                 cure=f"See {places.log}; end the process by hand.",
             )
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
         time.sleep(0.1)
 
 
