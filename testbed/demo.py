@@ -150,8 +150,8 @@ def _lines(lab: Lab) -> list[Line]:
             "sensors/",
         ),
         (
-            f"Send a command to a sensor as {HAND}, who may:",
-            ("mosquitto_pub", *common, "-V", "5", "-q", "1", "-t", "commands/temp-101/interval", "-m", "2", "-d"),
+            f"Tell a sensor to measure twice as often, as {HAND}, who may:",
+            ("mosquitto_pub", *common, "-V", "5", "-q", "1", "-t", "commands/temp-101/interval", "-m", "1", "-d"),
             "received PUBACK (Mid: 1, RC:0)",
         ),
         (

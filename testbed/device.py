@@ -46,6 +46,8 @@ KEEPALIVE_S = 20
 FIRST_WORDS_S = 2.0
 BACKOFF_FIRST_S = 1
 BACKOFF_LAST_S = 30
+#: What a device accepts as an interval: not so short that a mistake floods the gateway.
+SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 0.2, 60.0
 #: How long a gateway keeps what a device missed while it was away.
 SESSION_EXPIRY_S = 3600
 #: What a device keeps for a gateway that is away; then it drops the newest, and counts that.
@@ -159,6 +161,7 @@ class Device:
         self.id: str = plan["id"]
         self.habits = [Habit(**entry) for entry in plan["publish"]]
         self.counters = Counters()
+        self.pace_s: float | None = None
         self.ledgers: dict[str, Ledger] = {}
         self._lock = threading.Lock()
         self._plan = plan
@@ -294,11 +297,23 @@ class Device:
         except (ValueError, KeyError, TypeError):
             # Somebody else's message (an attacker's, a person's at a prompt): heard, but it has no number.
             number = None
+        if message.topic == f"commands/{self.id}/interval":
+            self.obey(message.payload)
         with self._lock:
             self.counters.received += 1
             self.counters.commands += message.topic.startswith(f"commands/{self.id}/")
             if number is not None:
                 self.ledgers.setdefault(message.topic, Ledger()).hear(number)
+
+    def obey(self, payload: bytes) -> None:
+        """Take the command to measure every so many seconds: a number, or an object with the key `interval`."""
+        try:
+            told = json.loads(payload)
+            seconds = float(told["interval"] if isinstance(told, dict) else told)
+        except (ValueError, KeyError, TypeError):
+            logger.warning("%s: a command that is no interval", self.id)
+            return
+        self.pace_s = min(max(seconds, SHORTEST_INTERVAL_S), LONGEST_INTERVAL_S)
 
     def report(self) -> dict[str, Any]:
         """Return its counters, and for a reader what it heard: {topics, heard, missing, duplicates}."""
@@ -350,7 +365,7 @@ def main(plan: Path, status: Path) -> int:
         for due in schedule:
             if due.at <= clock:
                 due.device.act(due.habit, time.time())
-                due.at += due.habit.every_s
+                due.at += due.device.pace_s or due.habit.every_s
         if clock - told >= 1:
             write_status(status, devices)
             told = clock

@@ -14,7 +14,7 @@ import yaml
 
 from testbed import common, field, image, things
 from testbed.common import CHECKOUT, LabError
-from testbed.device import Habit, Ledger, reading
+from testbed.device import Device, Habit, Ledger, reading
 from testbed.lab import Shape, candidate_subnets, check_name, reshape, used_networks, vars_folder
 
 PLANT = CHECKOUT / "inventories/example-plant"
@@ -191,6 +191,24 @@ def test_readings_stay_within_their_swing() -> None:
     values = [reading(habit, float(second), second) for second in range(1000)]
     assert 16.5 < min(values) < 18
     assert 22 < max(values) < 23.5
+
+
+@pytest.mark.parametrize(
+    ("payload", "pace"),
+    [
+        (b"1", 1.0),
+        (b'{"interval": 5}', 5.0),
+        (b"0", 0.2),
+        (b"1e9", 60.0),
+        (b"soon", None),
+        (b"{}", None),
+        (b"[1]", None),
+    ],
+)
+def test_a_device_obeys_an_interval_and_nothing_else(payload: bytes, pace: float | None) -> None:
+    device = Device({"id": "x", "publish": [], "subscribe": [], "gateways": []})
+    device.obey(payload)
+    assert device.pace_s == pace
 
 
 def test_the_player_is_one_file_with_all_that_it_needs() -> None:
