@@ -256,6 +256,17 @@ def make_key(key_type: str) -> PrivateKey:
     return ec.generate_private_key({"P-256": ec.SECP256R1, "P-384": ec.SECP384R1}[key_type]())
 
 
+def hash_password(password: str, salt: bytes) -> str:
+    """Return the hash that Mosquitto's password_file holds: PBKDF2 with SHA-512 (RFC 8018 5.2)."""
+    digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, PASSWORD_ITERATIONS)
+    return f"$7${PASSWORD_ITERATIONS}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
+
+
+def is_password(password: str, line: str | None) -> bool:
+    """Whether a password belongs to a hash that :func:`hash_password` made."""
+    return line is not None and hash_password(password, base64.b64decode(line.split("$")[3])) == line
+
+
 def key_pem(key: PrivateKey) -> str:
     """Write a private key as PKCS #8 PEM, not encrypted."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
@@ -524,7 +535,8 @@ class Store:
         self.changed = False
         self.entries: dict[str, Entry] = {}
         self.crl_days = DEFAULT_CRL_DAYS
-        self.passwords: dict[str, dict[str, str]] = {}
+        self.passwords: dict[str, str] = {}
+        self.probe_password: str | None = None
         self.pending: dict[str, dict[str, str]] = {}
         self.canary_key: str | None = None
         self._queue: list[tuple[Path, Path]] = []
@@ -541,6 +553,7 @@ class Store:
             self.crl_days = float(index.get("crl_days", DEFAULT_CRL_DAYS))
             self.passwords = kept.get("passwords", {})
             self.pending = kept.get("pending", {})
+            self.probe_password = kept.get("probe_password")
             self.canary_key = kept.get("canary_key")
         except (TypeError, ValueError, AttributeError) as exc:
             raise Refused(
@@ -636,23 +649,25 @@ class Store:
         self._dirty = self._dirty or days != self.crl_days
         self.crl_days = days
 
-    def password(self, name: str) -> str:
-        """Return an identity's password: made once, then kept."""
-        if name not in self.passwords:
-            password, salt = secrets.token_urlsafe(PASSWORD_BYTES), secrets.token_bytes(PASSWORD_SALT_BYTES)
-            digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, PASSWORD_ITERATIONS)
-            line = f"$7${PASSWORD_ITERATIONS}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
-            self.passwords[name] = {"password": password, "hash": line}
-        return self.passwords[name]["password"]
+    def new_password(self, name: str) -> str:
+        """Make an identity's password. Its hash is kept; the password itself is for the bundle alone."""
+        password = secrets.token_urlsafe(PASSWORD_BYTES)
+        self.passwords[name] = hash_password(password, secrets.token_bytes(PASSWORD_SALT_BYTES))
+        return password
 
     def password_file(self) -> str:
         """Return what every broker's password_file holds: a line for each device with a password, and the probe's."""
-        return "".join(f"{name}:{self.passwords[name]['hash']}\n" for name in sorted(self.passwords))
+        return "".join(f"{name}:{self.passwords[name]}\n" for name in sorted(self.passwords))
 
     def save_secrets(self) -> None:
         """Take step 1 and 5 of a run."""
-        content: Json = {"passwords": self.passwords, "pending": self.pending, "canary_key": self.canary_key}
-        if content != {"passwords": {}, "pending": {}, "canary_key": None} or self.read("passwords.json") is not None:
+        content: Json = {
+            "passwords": self.passwords,
+            "pending": self.pending,
+            "probe_password": self.probe_password,
+            "canary_key": self.canary_key,
+        }
+        if any(content.values()) or self.read("passwords.json") is not None:
             self.write("passwords.json", json.dumps(content, indent=1, sort_keys=True) + "\n", 0o600)
         self.flush()
 
@@ -912,6 +927,13 @@ def ensure_canary(store: Store, authority: Authority, now: datetime, renew: time
     return store.entries[entry.serial]
 
 
+def ensure_probe_password(store: Store) -> str:
+    """Return the password of ``bednet verify``, the one password that is kept: it has no bundle."""
+    if store.probe_password is None or PROBE not in store.passwords:
+        store.probe_password = store.new_password(PROBE)
+    return store.probe_password
+
+
 def _key_of(pem: str | None) -> str | None:
     """Name the public half of a private key in PEM; None when there is none."""
     if pem is None:
@@ -1017,7 +1039,7 @@ class Gateway:
     name: str
     address: str
     mtls_port: int
-    password_port: int
+    password_port: int | None
 
     @classmethod
     def parse(cls, data: object) -> Gateway:
@@ -1027,7 +1049,7 @@ class Gateway:
             name=fields.text("name"),
             address=fields.text("address"),
             mtls_port=fields.take("mtls_port", (int,), "a port"),
-            password_port=fields.take("password_port", (int,), "a port"),
+            password_port=fields.take("password_port", (int, type(None)), "a port, or null where there is none"),
         )
         fields.done()
         return gateway
@@ -1116,8 +1138,8 @@ def sync_devices(store: Store, authority: Authority, request: object, now: datet
         (renewed if again else issued).append(device.id)
     for device in devices:
         if device.wants_password and device.id not in store.passwords:
-            store.pending.setdefault(device.id, {})["password"] = store.password(device.id)
-    store.password(PROBE)
+            store.pending.setdefault(device.id, {})["password"] = store.new_password(device.id)
+    ensure_probe_password(store)
     ensure_canary(store, authority, now, CANARY_RENEWAL)
 
     _save(store, authority, now)
@@ -1155,7 +1177,7 @@ def _keep_pending(store: Store) -> None:
     for name, arriving in store.pending.items():
         owners = keys.get(_key_of(arriving.get("key.pem")) or "", [])
         kept = {"key.pem": arriving["key.pem"]} if any(e.id == name and e.reason is None for e in owners) else {}
-        if name in store.passwords and arriving.get("password") == store.passwords[name]["password"]:
+        if "password" in arriving and is_password(arriving["password"], store.passwords.get(name)):
             kept["password"] = arriving["password"]
         if kept:
             pending[name] = kept
@@ -1292,7 +1314,7 @@ def _read_me(device: Device, entry: Entry | None, gateways: Iterable[Gateway]) -
             f"  trust ca.pem, present certificate.pem with the key {_where_key(entry)}.",
         ]
     if device.wants_password:
-        places = ", ".join(f"{gateway.address}:{gateway.password_port}" for gateway in gateways)
+        places = ", ".join(f"{g.address}:{g.password_port}" for g in gateways if g.password_port) or "no gateway"
         lines += [
             f"With its password, over TLS: {places}",
             f"  trust ca.pem, user name {device.id}, the password is the content of the file password.",
@@ -1304,7 +1326,7 @@ def _read_me(device: Device, entry: Entry | None, gateways: Iterable[Gateway]) -
             "here once the device has it; that is no reason for the CA to make another one.",
         ]
     if device.wants_password:
-        lines += ["password: likewise; the CA keeps it in passwords.json for the gateways' sake."]
+        lines += ["password: likewise; the CA and the gateways keep its hash only."]
     return "\n".join(lines) + "\n"
 
 
@@ -1321,7 +1343,7 @@ def probe(store: Store, authority: Authority, request: object, now: datetime) ->
     if entry is None:
         end = authority.end(now, days, days / 2)
         entry = issue(store, authority, key, name=PROBE, kind="probe", enrolment="csr", now=now, end=end)
-    password = store.password(PROBE)
+    password = ensure_probe_password(store)
     canary = ensure_canary(store, authority, now, CANARY_LAST_MOMENT)
     _save(store, authority, now)
     return {

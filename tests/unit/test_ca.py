@@ -410,6 +410,24 @@ def test_bundle_has_what_a_device_needs(tmp_path: Path, kind: str) -> None:
         assert part in text
 
 
+def test_a_device_password_is_in_its_bundle_and_nowhere_else(home: Home) -> None:
+    home.sync([device("temp-1", "password")], NOW)
+    password = (home.path / "bundles/temp-1/password").read_text().strip()
+    holders = [
+        str(file.relative_to(home.path))
+        for file in home.path.rglob("*")
+        if file.is_file() and password in file.read_text(errors="replace")
+    ]
+    assert holders == ["bundles/temp-1/password"]
+
+
+def test_a_site_without_a_password_listener_is_no_reason_to_refuse(home: Home) -> None:
+    request = sync_request([device("temp-1", "certificate", "password")])
+    request["gateways"] = [{"name": "gateway-1", "address": "192.0.2.11", "mtls_port": 8883, "password_port": None}]
+    ca.run("sync-devices", request, home=home.path, now=NOW)
+    assert "With its password, over TLS: no gateway" in (home.path / "bundles/temp-1/README.txt").read_text()
+
+
 def test_password_file_has_the_hashes_that_mosquitto_expects(home: Home) -> None:
     devices = [device("temp-2", "password"), device("temp-1", "password", "certificate"), device("plc-1")]
     text = home.sync(devices, NOW)["password_file"]
