@@ -391,11 +391,21 @@ class Channel:
 
         :raises OSError: if the connection is lost.
         """
+        self._sock.sendall(self.seal(data))
+
+    def seal(self, data: bytes) -> bytes:
+        """Return what goes over the wire for ``data``: the next TLS records, or ``data`` itself without TLS."""
         if self._tls is None:
-            self._sock.sendall(data)
-        else:
-            self._tls.write(data)
-            self._flush()
+            return data
+        self._tls.write(data)
+        return self._outgoing.read()
+
+    def send_sealed(self, records: bytes) -> None:
+        """Send bytes as they are: what :meth:`seal` made, and a test may have changed.
+
+        :raises OSError: if the connection is lost.
+        """
+        self._sock.sendall(records)
 
     def receive(self, timeout: float = TIMEOUT) -> bytes:
         """Return the next bytes from the server; ``b""`` when it has closed.
@@ -615,7 +625,7 @@ STATIC_KEY_SUITES = {
     0xC09C: "AES128-CCM",
     0xC09D: "AES256-CCM",
 }
-_TLS13_SUITES = {
+TLS13_SUITES = {
     0x1301: "TLS_AES_128_GCM_SHA256",
     0x1302: "TLS_AES_256_GCM_SHA384",
     0x1303: "TLS_CHACHA20_POLY1305_SHA256",
@@ -625,17 +635,18 @@ _TLS13_SUITES = {
 
 
 @functools.cache
-def _suite_names() -> dict[int, str]:
+def suite_names() -> dict[int, str]:
+    """Return every cipher suite that we know: IANA number -> OpenSSL's name."""
     known = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     known.set_ciphers("ALL:COMPLEMENTOFALL:@SECLEVEL=0")
-    ours = BROKEN_SUITES | CBC_SUITES | STATIC_KEY_SUITES | STRONG_SUITES | _TLS13_SUITES
+    ours = BROKEN_SUITES | CBC_SUITES | STATIC_KEY_SUITES | STRONG_SUITES | TLS13_SUITES
     return {cipher["id"] & 0xFFFF: cipher["name"] for cipher in known.get_ciphers()} | ours
 
 
 def hello(listener: Listener, version: str, suites: Sequence[int], timeout: float = TIMEOUT) -> Handshake:
     """Send a hand-made ClientHello and say how the server answers; the handshake goes no further.
 
-    :param version: "SSL 3.0", "1.0", "1.1" or "1.2".
+    :param version: the only one offered: "SSL 3.0", "1.0", "1.1", "1.2" or "1.3".
     :param suites: IANA numbers of the cipher suites offered.
     :returns: ACCEPTED with the server's choice, or ALERT with its reason, or what else happened.
     """
@@ -679,6 +690,13 @@ def _client_hello(version: int, suites: Sequence[int], server_name: str) -> byte
     )
     if not re.fullmatch(r"[0-9.]+|.*:.*", server_name):  # RFC 6066 3: no addresses
         extensions += extension(0x0000, vector(b"\x00" + vector(server_name.encode("idna"), 2), 2))
+    if version == _HELLO_VERSIONS["1.3"]:
+        share = b"\x00\x1d" + vector(secrets.token_bytes(32), 2)  # x25519: any 32 bytes are a public key
+        extensions += (
+            extension(0x002B, vector(version.to_bytes(2), 1))
+            + extension(0x0033, vector(share, 2))
+            + extension(0x002D, vector(b"\x01", 1))
+        )
     body = (
         min(version, 0x0303).to_bytes(2)
         + secrets.token_bytes(32)
@@ -707,7 +725,7 @@ def _parse_server_hello(data: bytes) -> ServerHello | None:
             version = int.from_bytes(body[at + 4 : at + 6])
         at += 4 + size
     return ServerHello(
-        _VERSION_NAMES.get(version, f"0x{version:04x}"), _suite_names().get(suite, f"suite 0x{suite:04x}")
+        _VERSION_NAMES.get(version, f"0x{version:04x}"), suite_names().get(suite, f"suite 0x{suite:04x}")
     )
 
 
