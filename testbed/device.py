@@ -305,7 +305,7 @@ class Device:
             if number is not None:
                 self.ledgers.setdefault(message.topic, Ledger()).hear(number)
 
-    def obey(self, payload: bytes) -> None:
+    def obey(self, payload: bytes | bytearray) -> None:
         """Take the command to measure every so many seconds: a number, or an object with the key `interval`."""
         try:
             told = json.loads(payload)
