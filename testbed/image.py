@@ -69,7 +69,8 @@ ExecStartPre=/usr/sbin/sshd -t
 EOF
 systemctl enable ssh.service
 systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer \\
-    getty.target systemd-firstboot.service systemd-networkd-wait-online.service
+    getty.target systemd-firstboot.service systemd-networkd-wait-online.service \\
+    systemd-ask-password-console.path systemd-ask-password-wall.path
 cat > /etc/dpkg/dpkg.cfg.d/lab <<'EOF'
 force-unsafe-io
 path-exclude=/usr/share/doc/*
