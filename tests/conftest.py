@@ -37,7 +37,7 @@ from testbed.lab import Host, Lab
 from tests.scenario import Scenario, deploy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 BUNDLES = "/var/lib/bednet-ca/bundles"
@@ -224,6 +224,23 @@ def plant(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Plant:
     found = Plant(lab, folder)
     found.fetch_bundles()
     return found
+
+
+_MEASURED = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="session")
+def measured(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Says what was measured: the sentence stands at the end of the run's output."""
+    return request.config.stash.setdefault(_MEASURED, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print what the tests measured."""
+    if sentences := config.stash.get(_MEASURED, []):
+        terminalreporter.section("measured")
+        for sentence in sentences:
+            terminalreporter.line(sentence)
 
 
 @pytest.fixture(scope="session")

@@ -196,8 +196,8 @@ def test_unsubscribing_is_no_way_to_end_anothers_subscription(plant: Plant) -> N
 
 @pytest.mark.xfail(
     strict=True,
-    reason="acl_file grants every SUBSCRIBE: Mosquitto 2.0 deals a stranger in a shared group its share of the messages, "
-    "and then drops them at delivery. It reads nothing, but the others lose them. Cure: a plugin that refuses SUBSCRIBE.",
+    reason="acl_file grants every SUBSCRIBE: Mosquitto 2.0 deals a stranger in a shared group its share of the "
+    "messages and drops them at delivery. It reads nothing, but the others lose them. Cure: a plugin.",
 )
 def test_a_stranger_in_a_shared_group_does_not_swallow_the_others_messages(plant: Plant) -> None:
     group = "$share/controllers/sensors/+/temperature"
