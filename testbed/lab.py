@@ -155,11 +155,11 @@ class SystemdRunning(WaitStrategy):
         with contextlib.suppress(docker.errors.APIError):
             journal = wrapped.exec_run(["journalctl", "--boot", "--no-pager", "--lines=40", "--priority=warning"])
             log += journal.output.decode(errors="replace")
-        return LabError(
-            what,
-            cure="See the log above; a machine whose engine may not give a container CAP_SYS_ADMIN cannot run the lab.",
-            log=log,
-        )
+        cure = "See the log above; a machine whose engine may not give a container CAP_SYS_ADMIN cannot run the lab."
+        if "Too many open files" in log or "inotify" in log:
+            # Every systemd takes some of what the kernel grants to one user, and all hosts are the same user.
+            cure = "Take another lab down, or raise the limit: sysctl fs.inotify.max_user_instances=1024"
+        return LabError(what, cure=cure, log=log)
 
 
 class Host:
