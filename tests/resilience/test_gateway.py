@@ -37,6 +37,8 @@ READER = "historian"
 # How long one device waits for anything to work again; systemd restarts the broker after a second, paho tries each.
 PATIENCE_S = 30.0
 ROUND = 25
+# Between two messages of a device: without it they outrun one reader, whose queue (1000 messages) then overflows.
+PAUSE_S = 0.01
 TLS = "/etc/mosquitto/tls"
 
 
@@ -69,6 +71,7 @@ class Load:
                 self.acknowledged[device].append(number)
                 self._moved.notify_all()
             number += 1
+            self._stop.wait(PAUSE_S)
 
     @staticmethod
     def _acknowledge(session: Session, mid: int) -> bool:
