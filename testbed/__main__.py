@@ -43,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("name", nargs="?", default="dev", help="its name (default: dev)")
     up.add_argument("--suite", choices=image.SUITES, default="trixie", help="the Debian release of its hosts")
     up.add_argument("--gateways", type=int, default=2, help="how many gateways (default: 2)")
-    up.add_argument("--ca", default="ca", help="where the CA lives: ca (a host of its own), gateway-N or localhost")
+    up.add_argument(
+        "--ca", default="authority", help="where the CA lives: authority (a host of its own), gateway-N or localhost"
+    )
     up.add_argument("--no-field", dest="field", action="store_false", help="without hosts for devices and an attacker")
     up.add_argument("--keep", action="store_true", help="leave a lab that is up already as it is")
 

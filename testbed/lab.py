@@ -344,13 +344,13 @@ class Shape:
 
     :param suite: the Debian release of its hosts.
     :param gateways: how many gateways.
-    :param ca: where the CA lives: on a host of its own (`ca`), on a gateway (its name) or here (`localhost`).
+    :param ca: where the CA lives: on a host of its own (`authority`), on a gateway (its name) or here (`localhost`).
     :param field: whether there is a host for devices and one for an attacker.
     """
 
     suite: str = "trixie"
     gateways: int = 2
-    ca: str = "ca"
+    ca: str = "authority"
     field: bool = True
 
     def __post_init__(self) -> None:
@@ -362,9 +362,9 @@ class Shape:
             raise LabError(f"There is no suite `{self.suite}`.", cure=f"Choose one of {', '.join(image.SUITES)}.")
         if not 1 <= self.gateways <= 100:  # noqa: PLR2004 - what the addresses below have room for
             raise LabError(f"A lab has 1 to 100 gateways, not {self.gateways}.", cure="Choose another number.")
-        if self.ca not in {"ca", "localhost", *self.gateway_names}:
+        if self.ca not in {"authority", "localhost", *self.gateway_names}:
             raise LabError(
-                f"The CA cannot live on `{self.ca}`.", cure="Choose `ca`, `localhost` or the name of a gateway."
+                f"The CA cannot live on `{self.ca}`.", cure="Choose `authority`, `localhost` or the name of a gateway."
             )
 
     @property
@@ -376,7 +376,7 @@ class Shape:
     def site_hosts(self) -> dict[str, int]:
         """The containers that are in the inventory, each with the last number of its address."""
         hosts = {name: 20 + number for number, name in enumerate(self.gateway_names, start=1)}
-        return {"ca": 10, **hosts} if self.ca == "ca" else hosts
+        return {"authority": 10, **hosts} if self.ca == "authority" else hosts
 
     @property
     def hosts(self) -> dict[str, int]:
@@ -437,14 +437,14 @@ class Lab:
         name: str,
         suite: str = "trixie",
         gateways: int = 2,
-        ca: str = "ca",
+        ca: str = "authority",
         *,
         field: bool = True,
         persistent: bool = False,
     ) -> Lab:
         """Bring a lab up; what an earlier one of the same name left behind is removed first.
 
-        :param ca: `ca` for a host of its own, the name of a gateway, or `localhost` for the control machine.
+        :param ca: `authority` for a host of its own, the name of a gateway, or `localhost` for the control machine.
         :param persistent: it stays when this process ends; else it goes with the process, however that ends.
         :raises LabError: when the name is in use, or something could not be brought up (then nothing is left).
         """

@@ -319,7 +319,7 @@ def presented(plant: Plant, gateway: str = "gateway-1") -> x509.Certificate:
 def test_a_gateways_certificate_is_rotated_under_load_and_no_client_is_dropped(
     plant: Plant, measured: Callable[[str], None]
 ) -> None:
-    host, ca = plant.lab.hosts["gateway-1"], plant.lab.hosts["ca"]
+    host, ca = plant.lab.hosts["gateway-1"], plant.lab.hosts["authority"]
     old = presented(plant)
     pid = main_pid(host)
     names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName)

@@ -50,14 +50,14 @@ def _started(host: Host) -> str:
 
 def _listener(lab: Lab, folder: Path, gateway: str = "gateway-1", port: int = 8883) -> Listener:
     ca = folder / "ca.pem"
-    ca.write_bytes(lab.hosts["ca"].read_file("/var/lib/bednet-ca/publish/ca.pem"))
+    ca.write_bytes(lab.hosts["authority"].read_file("/var/lib/bednet-ca/publish/ca.pem"))
     return Listener(lab.hosts[gateway].address, port, ca, f"{gateway}.plant.example")
 
 
 def _bundle(lab: Lab, device: str, folder: Path) -> Credentials:
     for name in ("certificate.pem", "key.pem"):
         (folder / f"{device}.{name}").write_bytes(
-            lab.hosts["ca"].read_file(f"/var/lib/bednet-ca/bundles/{device}/{name}")
+            lab.hosts["authority"].read_file(f"/var/lib/bednet-ca/bundles/{device}/{name}")
         )
     return Credentials(certificate=folder / f"{device}.certificate.pem", key=folder / f"{device}.key.pem")
 
@@ -67,8 +67,8 @@ def _bundle(lab: Lab, device: str, folder: Path) -> Credentials:
 
 def test_check_mode_tells_what_it_would_do_on_fresh_hosts(deployment: Scenario) -> None:
     told = {(task["host"], task["task"].split(" : ")[-1]) for task in deployment.check.changed_tasks}
-    assert ("ca", "Report what a real run would make on this fresh host") in told
-    assert ("ca", "Report what a real run would issue on this fresh host") in told
+    assert ("authority", "Report what a real run would make on this fresh host") in told
+    assert ("authority", "Report what a real run would issue on this fresh host") in told
     for gateway in ("gateway-1", "gateway-2"):
         assert (gateway, "Report what a real run would configure on this fresh host") in told
 
@@ -103,8 +103,8 @@ def _certificate(lab: Lab, host: str, path: str) -> x509.Certificate:
 
 
 def test_root_and_issuing_ca_have_the_fewest_powers_that_work(lab: Lab) -> None:
-    root = _certificate(lab, "ca", "/var/lib/bednet-ca/root/root.pem")
-    issuing = _certificate(lab, "ca", "/var/lib/bednet-ca/issuing/issuing.pem")
+    root = _certificate(lab, "authority", "/var/lib/bednet-ca/root/root.pem")
+    issuing = _certificate(lab, "authority", "/var/lib/bednet-ca/issuing/issuing.pem")
     for certificate, length in ((root, 1), (issuing, 0)):
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
         assert constraints.critical
@@ -126,14 +126,14 @@ def test_root_and_issuing_ca_have_the_fewest_powers_that_work(lab: Lab) -> None:
 
 def test_leaf_certificates_serve_one_purpose_only(lab: Lab) -> None:
     server = _certificate(lab, "gateway-1", "/etc/mosquitto/tls/server.pem")
-    device = _certificate(lab, "ca", "/var/lib/bednet-ca/bundles/temp-101/certificate.pem")
+    device = _certificate(lab, "authority", "/var/lib/bednet-ca/bundles/temp-101/certificate.pem")
     for certificate, purpose in ((server, ExtendedKeyUsageOID.SERVER_AUTH), (device, ExtendedKeyUsageOID.CLIENT_AUTH)):
         assert list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [purpose]
         assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
 
 
 def test_private_keys_stay_where_they_were_made(lab: Lab, deployment: Scenario) -> None:
-    gateway, authority = lab.hosts["gateway-1"], lab.hosts["ca"]
+    gateway, authority = lab.hosts["gateway-1"], lab.hosts["authority"]
     assert gateway.exec(["stat", "-c", "%a %U", "/etc/mosquitto/tls/server.key"]).stdout.split() == ["400", "mosquitto"]
     assert authority.exec(["stat", "-c", "%a %U", "/var/lib/bednet-ca/root/root.key"]).stdout.split() == ["600", "root"]
     assert "ENCRYPTED" in authority.exec(["head", "-1", "/var/lib/bednet-ca/root/root.key"]).stdout
@@ -148,8 +148,8 @@ def test_private_keys_stay_where_they_were_made(lab: Lab, deployment: Scenario) 
     [
         ("gateway-1", "mosquitto.service", 1.5),
         ("gateway-1", "bednet-crl-fetch.service", 1.5),
-        ("ca", "bednet-ca-crl.service", 1.5),
-        ("ca", "bednet-ca-publish.service", 1.5),
+        ("authority", "bednet-ca-crl.service", 1.5),
+        ("authority", "bednet-ca-publish.service", 1.5),
     ],
 )
 def test_exposure_of_every_unit_is_low(lab: Lab, host: str, unit: str, limit: float) -> None:
@@ -159,7 +159,7 @@ def test_exposure_of_every_unit_is_low(lab: Lab, host: str, unit: str, limit: fl
     assert float(exposure[1]) <= limit
 
 
-@pytest.mark.parametrize(("host", "ports"), [("gateway-1", {22, 8883, 8884}), ("ca", {22, 8880})])
+@pytest.mark.parametrize(("host", "ports"), [("gateway-1", {22, 8883, 8884}), ("authority", {22, 8880})])
 def test_a_host_listens_on_what_it_must_and_nothing_else(lab: Lab, host: str, ports: set[int]) -> None:
     sockets = lab.hosts[host].exec(["ss", "-Hltn"]).stdout
     # 127.0.0.11 is the resolver that Docker gives each container.
@@ -220,7 +220,7 @@ def test_a_revoked_device_is_refused_and_says_so_in_its_certificate(
             Session(_listener(lab, tmp_path, gateway), credentials),
         ):
             pass
-    assert lab.hosts["ca"].exec(["ls", "/var/lib/bednet-ca/bundles/temp-102"], check=False).rc != 0
+    assert lab.hosts["authority"].exec(["ls", "/var/lib/bednet-ca/bundles/temp-102"], check=False).rc != 0
 
 
 def test_a_devices_file_that_lost_its_lines_is_refused(lab: Lab, site_as_it_was: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_devices_file_that_lost_its_lines_is_refused(lab: Lab, site_as_it_was:
 
 
 def test_a_list_that_the_ca_signed_meanwhile_reaches_a_gateway_without_a_playbook(lab: Lab) -> None:
-    gateway, authority = lab.hosts["gateway-2"], lab.hosts["ca"]
+    gateway, authority = lab.hosts["gateway-2"], lab.hosts["authority"]
     pid = _started(gateway)
     # Any refresh makes a new number; nothing is revoked.
     authority.exec(["/usr/local/sbin/bednet-ca", "crl"], input='{"days": 9, "refresh_before_days": 8}')

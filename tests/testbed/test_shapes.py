@@ -68,7 +68,7 @@ def test_every_host_has_an_address_of_its_own() -> None:
 
 
 def test_reshaping_keeps_the_variables_of_hosts_that_stay() -> None:
-    old = {"ca": {"hosts": {"ca": None}}, "gateways": {"hosts": {"gateway-1": {"x": 1}, "gateway-2": None}}}
+    old = {"ca": {"hosts": {"authority": None}}, "gateways": {"hosts": {"gateway-1": {"x": 1}, "gateway-2": None}}}
     shaped = reshape(old, Shape(gateways=3, ca="gateway-2"))
     assert shaped["gateways"]["hosts"] == {"gateway-1": {"x": 1}, "gateway-2": None, "gateway-3": None}
     assert shaped["ca"]["hosts"] == {"gateway-2": None}
