@@ -3,23 +3,25 @@
 
 - :class:`PKI`: a root, an issuing CA, a server's certificate, the probe's and the revoked canary's, in a folder.
 - :func:`configuration`: mosquitto.conf of a strict gateway, with what a test wants otherwise.
-- :class:`LocalBroker`: a broker process of this machine, as a context manager that shows its log when a test failed.
+- :class:`LabStage`, :class:`LocalStage`: where brokers run; each shows a broker's log when a test failed.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import ipaddress
 import os
 import secrets
-import shutil
 import socket
 import subprocess
+import tarfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -29,14 +31,18 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from bednet.verify import Gateway, Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
+
+    from testbed.lab import Host
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 PROBE = "bednet-probe"
 SERVER_NAME = "gateway-1.plant.example"
-ADDRESS = "127.0.0.1"
+LOCAL = "127.0.0.1"
+CONF = "mosquitto.conf"
 PASSWORD = secrets.token_urlsafe(16)
 ACL = f"""user {PROBE}
 topic readwrite bednet/probe/own/#
@@ -78,9 +84,10 @@ class PKI:
     root: x509.Certificate
     issuing: x509.Certificate
     issuing_key: ec.EllipticCurvePrivateKey
+    address: str = LOCAL
 
     @classmethod
-    def make(cls, folder: Path, now: datetime) -> PKI:
+    def make(cls, folder: Path, now: datetime, address: str = LOCAL) -> PKI:
         """Make the CA, and certificates for the server, the probe and the canary; the canary's is revoked."""
         root_key, issuing_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
 
@@ -102,9 +109,9 @@ class PKI:
 
         root = authority("test root", root_key, "test root", root_key)
         issuing = authority("test issuing CA", issuing_key, "test root", root_key)
-        pki = cls(folder, root, issuing, issuing_key)
+        pki = cls(folder, root, issuing, issuing_key, address)
         (folder / "ca.pem").write_bytes(pem(root, issuing))
-        pki.issue("server", now, dns=[SERVER_NAME], ip=[ADDRESS], usage=[ExtendedKeyUsageOID.SERVER_AUTH])
+        pki.issue("server", now, dns=[SERVER_NAME], ip=[address], usage=[ExtendedKeyUsageOID.SERVER_AUTH])
         pki.issue("probe", now, common_name=PROBE)
         canary = pki.issue("canary", now, common_name="bednet-canary")
         crl = (
@@ -185,19 +192,16 @@ class Ports:
     plaintext: int
 
     @classmethod
-    def free(cls) -> Ports:
-        """Return three ports that nobody uses now."""
-        sockets = [socket.create_server((ADDRESS, 0)) for _ in range(3)]
-        ports = [item.getsockname()[1] for item in sockets]
-        for item in sockets:
-            item.close()
-        return cls(*ports)
+    def some(cls) -> Ports:
+        """Return ports that hardly anybody uses, below those that systems give out by themselves."""
+        base = 20000 + 3 * secrets.randbelow(4000)
+        return cls(base, base + 1, base + 2)
 
-    def gateway(self, name: str = "gateway-1") -> Gateway:
+    def gateway(self, name: str = "gateway-1", address: str = LOCAL) -> Gateway:
         """Return how such a broker describes itself to `bednet verify`."""
         return Gateway(
             name,
-            ADDRESS,
+            address,
             SERVER_NAME,
             mtls_port=self.mtls,
             password_port=self.password,
@@ -210,7 +214,6 @@ Options = dict[str, str | None]
 
 
 def configuration(
-    folder: Path,
     ports: Ports,
     *,
     both: Mapping[str, str | None] | None = None,
@@ -225,20 +228,20 @@ def configuration(
     :param more: lines at the end, such as one more listener.
     """
     common: Options = {
-        "certfile": f"{folder}/server.pem",
-        "keyfile": f"{folder}/server.key",
+        "certfile": "server.pem",
+        "keyfile": "server.key",
         "tls_version": "tlsv1.2",
         "ciphers": STRONG,
         "allow_anonymous": "false",
-        "acl_file": f"{folder}/acl",
-        "password_file": f"{folder}/passwords",
+        "acl_file": "acl",
+        "password_file": "passwords",
         "use_username_as_clientid": "true",
         **(both or {}),
     }
     certificates: Options = {
         **common,
-        "cafile": f"{folder}/ca.pem",
-        "crlfile": f"{folder}/crl.pem",
+        "cafile": "ca.pem",
+        "crlfile": "crl.pem",
         "require_certificate": "true",
         "use_identity_as_username": "true",
         **(mtls or {}),
@@ -251,52 +254,104 @@ def configuration(
         "sys_interval 1",
     ]
     if os.geteuid() == 0:
-        lines.append("user root")
+        lines.append("user root")  # who may read the folder; on a lab's host it is root, too
     if max_packet_size:
         lines.append(f"max_packet_size {max_packet_size}")
     for port, options in ((ports.mtls, certificates), (ports.password, {**common, **(password or {})})):
-        lines.append(f"listener {port} {ADDRESS}")
+        lines.append(f"listener {port}")
         lines += [f"{name} {value}" for name, value in options.items() if value is not None]
     return "\n".join([*lines, more]) + "\n"
 
 
-def mosquitto() -> str | None:
-    """Return the broker's program on this machine, or None."""
-    return os.environ.get("BEDNET_MOSQUITTO") or shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
+class Stage(Protocol):
+    """Where brokers run.
+
+    :ivar address: where they are reached.
+    """
+
+    address: str
+
+    def run(self, folder: Path, ports: Ports, text: str) -> AbstractContextManager[None]:
+        """Run a broker with a folder's files and a configuration, as long as the context lasts.
+
+        :raises AssertionError: when it does not listen in time; its log says why.
+        """
 
 
-class LocalBroker:
-    """A broker on this machine; a context manager that ends it."""
+def await_listening(address: str, ports: Ports, log: Callable[[], str]) -> None:
+    """Wait until a broker listens; there is no event for that."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            for port in (ports.mtls, ports.password):
+                socket.create_connection((address, port), 1).close()
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+        else:
+            return
+    raise AssertionError(f"the broker does not listen:\n{log()}")
 
-    def __init__(self, program: str, folder: Path, ports: Ports, text: str) -> None:
-        self._program, self._folder, self._ports = program, folder, ports
-        (folder / "mosquitto.conf").write_text(text, encoding="utf-8")
-        self._log = folder / "mosquitto.log"
 
-    def __enter__(self) -> LocalBroker:
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [self._program, "-c", str(self._folder / "mosquitto.conf")], stdin=subprocess.DEVNULL, stderr=log
-            )
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                raise AssertionError(f"the broker did not start:\n{self._log.read_text()}")
-            try:
-                for port in (self._ports.mtls, self._ports.password):
-                    socket.create_connection((ADDRESS, port), 1).close()
-            except ConnectionRefusedError:
-                time.sleep(0.01)  # there is no event for "it listens"
-            else:
-                return self
-        self.__exit__()
-        raise AssertionError(f"the broker does not listen:\n{self._log.read_text()}")
+class LocalStage:
+    """Runs brokers as processes of this machine."""
 
-    def __exit__(self, *exc: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        if exc and exc[0] is not None:
-            print(self._log.read_text()[-3000:])  # noqa: T201 - pytest shows it with the failure
+    address = LOCAL
+
+    def __init__(self, program: str) -> None:
+        self._program = program
+
+    @contextmanager
+    def run(self, folder: Path, ports: Ports, text: str) -> Iterator[None]:
+        """Run a broker."""
+        (folder / CONF).write_text(text, encoding="utf-8")
+        log = folder / "mosquitto.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen([self._program, "-c", CONF], cwd=folder, stdin=subprocess.DEVNULL, stderr=file)
+        try:
+            await_listening(self.address, ports, log.read_text)
+            yield
+        except BaseException:
+            print(log.read_text()[-3000:])  # noqa: T201 - pytest shows it with the failure
+            raise
+        finally:
+            process.kill()
+            process.wait()
+
+
+class LabStage:
+    """Runs brokers beside the one that is deployed on a gateway of the lab, from the same package."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.address = host.address
+
+    @contextmanager
+    def run(self, folder: Path, ports: Ports, text: str) -> Iterator[None]:
+        """Run a broker."""
+        (folder / CONF).write_text(text, encoding="utf-8")
+        there = f"/run/lax-{ports.mtls}"
+        unit = f"lax-{ports.mtls}.service"
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            tar.add(folder, arcname=".")
+        start = (
+            'mkdir -m 0700 "$1"; tar -C "$1" -xf - --no-same-owner; '
+            'systemd-run --quiet --unit="$2" --working-directory="$1" --property=RuntimeMaxSec=120 mosquitto -c "$3"'
+        )
+        self._host.exec(["sh", "-ceu", start, "sh", there, unit, CONF], input=buffer.getvalue())
+
+        def log() -> str:
+            return self._host.exec(["journalctl", "-u", unit, "-n", "50", "-o", "cat", "--no-pager"]).stdout
+
+        try:
+            await_listening(self.address, ports, log)
+            yield
+        except BaseException:
+            print(log())  # noqa: T201 - pytest shows it with the failure
+            raise
+        finally:
+            stop = 'systemctl stop "$2"; systemctl reset-failed "$2" 2>/dev/null; rm -rf "$1"'
+            self._host.exec(["sh", "-c", stop, "sh", there, unit])
 
 
 def now() -> datetime:

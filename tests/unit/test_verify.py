@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import socket
 import threading
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from testbed.lab import Lab
+
 SERVER = ExtendedKeyUsageOID.SERVER_AUTH
 CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
 
@@ -47,19 +50,19 @@ FILTERS = {
 PASSWORDS = {"a wrong password is refused", "an empty password is refused", "an unknown user is refused"}
 
 
-@pytest.fixture(scope="module")
-def program() -> str:
-    """The broker's program on this machine."""
-    found = brokers.mosquitto()
-    if found is None:
-        pytest.skip("no mosquitto on this machine: install it or set BEDNET_MOSQUITTO to its path")
-    return found
+@pytest.fixture(scope="session")
+def stage(request: pytest.FixtureRequest) -> brokers.Stage:
+    """Where brokers run: a gateway of the lab, or this machine if BEDNET_MOSQUITTO names its mosquitto."""
+    if program := os.environ.get("BEDNET_MOSQUITTO"):
+        return brokers.LocalStage(program)
+    lab: Lab = request.getfixturevalue("lab")
+    return brokers.LabStage(lab.hosts["gateway-1"])
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> brokers.PKI:
+def made(stage: brokers.Stage, tmp_path_factory: pytest.TempPathFactory) -> brokers.PKI:
     """A CA with the certificates of a strict gateway; tests copy its folder."""
-    return brokers.PKI.make(tmp_path_factory.mktemp("pki"), brokers.now())
+    return brokers.PKI.make(tmp_path_factory.mktemp("pki"), brokers.now(), stage.address)
 
 
 @pytest.fixture
@@ -67,6 +70,12 @@ def pki(made: brokers.PKI, tmp_path: Path) -> brokers.PKI:
     """A copy of the CA that a test may change."""
     shutil.copytree(made.folder, tmp_path, dirs_exist_ok=True)
     return replace(made, folder=tmp_path)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> brokers.PKI:
+    """A CA for a test that needs no broker."""
+    return brokers.PKI.make(tmp_path, brokers.now())
 
 
 def task(pki: brokers.PKI, *gateways: verify.Gateway, checks: verify.Scope = "all") -> verify.Input:
@@ -79,10 +88,11 @@ def failed(report: verify.Report) -> dict[str, str]:
     return {result.check: result.evidence for result in report.results if not result.passed}
 
 
-def test_verify_passes_on_a_strict_broker(program: str, pki: brokers.PKI) -> None:
-    ports = brokers.Ports.free()
-    with brokers.LocalBroker(program, pki.folder, ports, brokers.configuration(pki.folder, ports)):
-        report = verify.verify(task(pki, ports.gateway()), started=brokers.now())
+@pytest.mark.lab
+def test_verify_passes_on_a_strict_broker(stage: brokers.Stage, pki: brokers.PKI) -> None:
+    ports = brokers.Ports.some()
+    with stage.run(pki.folder, ports, brokers.configuration(ports)):
+        report = verify.verify(task(pki, ports.gateway(address=stage.address)), started=brokers.now())
     assert failed(report) == {}
     assert report.passed
     assert len(report.results) == len(verify.CHECKS)
@@ -112,14 +122,17 @@ def acl(*rules: str) -> Callable[[brokers.PKI], Any]:
 
 
 def server(**how: Any) -> Callable[[brokers.PKI], Any]:
-    right = {"dns": [brokers.SERVER_NAME], "ip": [brokers.ADDRESS], "usage": [SERVER]}
-    return lambda pki: pki.issue("server", brokers.now(), **{**right, **how})
+    def prepare(pki: brokers.PKI) -> None:
+        right = {"dns": [brokers.SERVER_NAME], "ip": [pki.address], "usage": [SERVER]}
+        pki.issue("server", brokers.now(), **{**right, **how})
+
+    return prepare
 
 
 def false_server(pki: brokers.PKI) -> None:
     other = pki.folder / "other"
     other.mkdir()
-    brokers.PKI.make(other, brokers.now())
+    brokers.PKI.make(other, brokers.now(), pki.address)
     shutil.copy(other / "server.pem", pki.folder)
     shutil.copy(other / "server.key", pki.folder)
 
@@ -129,13 +142,13 @@ LAX = [
         "plaintext port open",
         {"the plaintext port is closed"},
         "is open; to plaintext MQTT it says: accepted",
-        more=lambda ports: f"listener {ports.plaintext} {brokers.ADDRESS}\nallow_anonymous true",
+        more=lambda ports: f"listener {ports.plaintext}\nallow_anonymous true",
     ),
     Lax(
         "plaintext port open to users with passwords",
         {"the plaintext port is closed"},
         "is open; to plaintext MQTT it says: refused: not authorized",
-        more=lambda ports: f"listener {ports.plaintext} {brokers.ADDRESS}\nallow_anonymous false",
+        more=lambda ports: f"listener {ports.plaintext}\nallow_anonymous false",
     ),
     Lax(
         "no TLS on the password listener",
@@ -177,7 +190,7 @@ LAX = [
     Lax(
         "a server certificate without the gateway's address",
         {"the server's certificate carries its names"},
-        f"not in the certificate: {brokers.ADDRESS}",
+        "not in the certificate: ",
         prepare=server(ip=[]),
     ),
     Lax(
@@ -306,12 +319,12 @@ CONSEQUENCES = {
 }
 
 
+@pytest.mark.lab
 @pytest.mark.parametrize("lax", LAX, ids=lambda lax: lax.what)
-def test_verify_fails_exactly_where_a_broker_is_lax(program: str, pki: brokers.PKI, lax: Lax) -> None:
+def test_verify_fails_exactly_where_a_broker_is_lax(stage: brokers.Stage, pki: brokers.PKI, lax: Lax) -> None:
     lax.prepare(pki)
-    ports = brokers.Ports.free()
+    ports = brokers.Ports.some()
     text = brokers.configuration(
-        pki.folder,
         ports,
         both=lax.both,
         mtls=lax.mtls,
@@ -319,8 +332,8 @@ def test_verify_fails_exactly_where_a_broker_is_lax(program: str, pki: brokers.P
         more=lax.more(ports),
         max_packet_size=lax.max_packet_size,
     )
-    with brokers.LocalBroker(program, pki.folder, ports, text):
-        report = verify.verify(task(pki, ports.gateway()), started=brokers.now())
+    with stage.run(pki.folder, ports, text):
+        report = verify.verify(task(pki, ports.gateway(address=stage.address)), started=brokers.now())
     assert not report.passed
     found = failed(report)
     assert any(lax.sees in evidence for evidence in found.values()), found
@@ -341,23 +354,22 @@ BITES = {
 }
 
 
+@pytest.mark.lab
 @pytest.mark.parametrize("what", BITES)
-def test_the_few_checks_that_end_a_deployment_bite(program: str, pki: brokers.PKI, what: str) -> None:
+def test_the_few_checks_that_end_a_deployment_bite(stage: brokers.Stage, pki: brokers.PKI, what: str) -> None:
     lax = next(item for item in LAX if item.what == what)
     lax.prepare(pki)
-    ports = brokers.Ports.free()
-    text = brokers.configuration(
-        pki.folder, ports, both=lax.both, mtls=lax.mtls, password=lax.password, more=lax.more(ports)
-    )
-    with brokers.LocalBroker(program, pki.folder, ports, text):
-        report = verify.verify(task(pki, ports.gateway(), checks="bite"), started=brokers.now())
+    ports = brokers.Ports.some()
+    text = brokers.configuration(ports, both=lax.both, mtls=lax.mtls, password=lax.password, more=lax.more(ports))
+    with stage.run(pki.folder, ports, text):
+        report = verify.verify(task(pki, ports.gateway(address=stage.address), checks="bite"), started=brokers.now())
     assert not report.passed
     assert BITES[what] in failed(report)
     assert len(report.results) < len(verify.CHECKS)
 
 
-def test_a_gateway_that_is_down_is_one_clear_failure(pki: brokers.PKI) -> None:
-    report = verify.verify(task(pki, brokers.Ports.free().gateway()), started=brokers.now())
+def test_a_gateway_that_is_down_is_one_clear_failure(local: brokers.PKI) -> None:
+    report = verify.verify(task(local, brokers.Ports.some().gateway()), started=brokers.now())
     assert not report.passed
     assert [result.check for result in report.results] == ["the gateway answers"]
     assert "connection refused" in report.results[0].evidence
@@ -366,14 +378,14 @@ def test_a_gateway_that_is_down_is_one_clear_failure(pki: brokers.PKI) -> None:
 @pytest.fixture
 def mute() -> Iterator[brokers.Ports]:
     """Two ports that accept connections and never say a word."""
-    servers = [socket.create_server((brokers.ADDRESS, 0)) for _ in range(2)]
-    yield brokers.Ports(servers[0].getsockname()[1], servers[1].getsockname()[1], brokers.Ports.free().plaintext)
+    servers = [socket.create_server((brokers.LOCAL, 0)) for _ in range(2)]
+    yield brokers.Ports(servers[0].getsockname()[1], servers[1].getsockname()[1], brokers.Ports.some().plaintext)
     for server in servers:
         server.close()
 
 
-def test_a_gateway_that_says_nothing_fails_in_bounded_time(pki: brokers.PKI, mute: brokers.Ports) -> None:
-    report = verify.verify(task(pki, mute.gateway()), started=brokers.now())
+def test_a_gateway_that_says_nothing_fails_in_bounded_time(local: brokers.PKI, mute: brokers.Ports) -> None:
+    report = verify.verify(task(local, mute.gateway()), started=brokers.now())
     assert [result.check for result in report.results] == ["the gateway answers"]
     assert "no answer in time" in report.results[0].evidence
     assert report.seconds < 12
@@ -382,7 +394,7 @@ def test_a_gateway_that_says_nothing_fails_in_bounded_time(pki: brokers.PKI, mut
 @pytest.fixture
 def yes_man() -> Iterator[brokers.Ports]:
     """A server that answers everything on every port with a CONNACK that says yes, without TLS."""
-    servers = [socket.create_server((brokers.ADDRESS, 0)) for _ in range(3)]
+    servers = [socket.create_server((brokers.LOCAL, 0)) for _ in range(3)]
 
     def serve(server: socket.socket) -> None:
         while True:
@@ -405,21 +417,21 @@ def yes_man() -> Iterator[brokers.Ports]:
         thread.join()
 
 
-def test_a_server_that_says_yes_to_everything_does_not_pass(pki: brokers.PKI, yes_man: brokers.Ports) -> None:
-    report = verify.verify(task(pki, yes_man.gateway()), started=brokers.now())
+def test_a_server_that_says_yes_to_everything_does_not_pass(local: brokers.PKI, yes_man: brokers.Ports) -> None:
+    report = verify.verify(task(local, yes_man.gateway()), started=brokers.now())
     assert not report.passed
     assert "does not speak TLS" in failed(report)["the gateway answers"]
 
 
-def test_one_lax_gateway_among_good_ones_fails_the_report(program: str, pki: brokers.PKI, tmp_path: Path) -> None:
-    good, bad = brokers.Ports.free(), brokers.Ports.free()
-    other = tmp_path / "other"
-    other.mkdir()
+@pytest.mark.lab
+def test_one_lax_gateway_among_good_ones_fails_the_report(stage: brokers.Stage, pki: brokers.PKI) -> None:
+    good, bad = brokers.Ports.some(), brokers.Ports.some()
     with (
-        brokers.LocalBroker(program, pki.folder, good, brokers.configuration(pki.folder, good)),
-        brokers.LocalBroker(program, other, bad, brokers.configuration(pki.folder, bad, mtls={"crlfile": None})),
+        stage.run(pki.folder, good, brokers.configuration(good)),
+        stage.run(pki.folder, bad, brokers.configuration(bad, mtls={"crlfile": None})),
     ):
-        report = verify.verify(task(pki, good.gateway("good"), bad.gateway("bad")), started=brokers.now())
+        gateways = good.gateway("good", stage.address), bad.gateway("bad", stage.address)
+        report = verify.verify(task(pki, *gateways), started=brokers.now())
     assert not report.passed
     assert {(result.gateway, result.check) for result in report.results if not result.passed} == {
         ("bad", "a revoked certificate is refused as revoked")
@@ -457,13 +469,13 @@ def test_a_report_with_all_results_passes() -> None:
 
 
 def test_a_check_that_breaks_is_a_failure_and_not_a_traceback(
-    pki: brokers.PKI, monkeypatch: pytest.MonkeyPatch
+    local: brokers.PKI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(_: verify.Target) -> verify.Verdict:
         raise ZeroDivisionError("oops")
 
     monkeypatch.setattr(verify, "REACHABLE", replace(verify.REACHABLE, run=broken))
-    report = verify.verify(task(pki, brokers.Ports.free().gateway()), started=brokers.now())
+    report = verify.verify(task(local, brokers.Ports.some().gateway()), started=brokers.now())
     assert "the check itself failed: ZeroDivisionError: oops" in failed(report)["the gateway answers"]
 
 
@@ -504,8 +516,8 @@ def written(pki: brokers.PKI, **changes: Any) -> Path:
     return path
 
 
-def test_input_is_read_with_its_defaults(pki: brokers.PKI) -> None:
-    read = verify.read_input(written(pki))
+def test_input_is_read_with_its_defaults(local: brokers.PKI) -> None:
+    read = verify.read_input(written(local))
     assert read.gateways[0].mtls_port == 8883
     assert read.identity.topic == "bednet/probe"
     assert brokers.PASSWORD not in repr(read)
@@ -532,13 +544,13 @@ GATEWAY = {"name": "g", "address": "192.0.2.1", "server_name": "g.plant.example"
         ({"surprise": 1}, "unknown key surprise"),
     ],
 )
-def test_input_that_cannot_be_used_is_refused(pki: brokers.PKI, changes: dict[str, Any], message: str) -> None:
+def test_input_that_cannot_be_used_is_refused(local: brokers.PKI, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(verify.VerifyError, match=message):
-        verify.read_input(written(pki, **changes))
+        verify.read_input(written(local, **changes))
 
 
-def test_an_empty_password_file_is_refused(pki: brokers.PKI) -> None:
-    path = written(pki)
-    (pki.folder / "password").write_text("\n")
+def test_an_empty_password_file_is_refused(local: brokers.PKI) -> None:
+    path = written(local)
+    (local.folder / "password").write_text("\n")
     with pytest.raises(verify.VerifyError, match="the password file is empty"):
         verify.read_input(path)
