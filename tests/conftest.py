@@ -51,6 +51,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--lab", metavar="NAME", help="use this running lab, on which site.yml was run, and leave it up")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests that share a lab on one worker (``-n 2 --dist loadgroup``), and begin with the longest lines."""
+    order = {"default": 0, "alternative": 1, "lab-itself": 2, None: 3}
+    groups: dict[pytest.Item, str | None] = {}
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        folder = item.path.relative_to(item.config.rootpath / "tests").parts[0]
+        group = None
+        if "alternative_before" in fixtures:
+            group = "alternative"
+        elif fixtures & {"deployment", "lab", "plant"} and folder != "testbed":
+            group = "default"
+        elif folder == "testbed":
+            group = "lab-itself"
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
+        groups[item] = group
+    items.sort(key=lambda item: order[groups[item]])
+
+
 @pytest.fixture(scope="session")
 def deployment(request: pytest.FixtureRequest) -> Iterator[Scenario]:
     """A lab on which this run has deployed the example plant: checked, converged, and run again."""
