@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         group = None
         if "alternative_before" in fixtures:
             group = "alternative"
-        elif fixtures & {"deployment", "lab", "plant"} and folder != "testbed":
+        elif fixtures & {"deployment", "lab", "plant", "stage"} and folder != "testbed":
             group = "default"
         elif folder == "testbed":
             group = "lab-itself"
