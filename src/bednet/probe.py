@@ -19,6 +19,7 @@ Nothing here raises on a refusal: a refusal is what a probe looks for, so it com
 from __future__ import annotations
 
 import functools
+import os
 import re
 import secrets
 import socket
@@ -1079,9 +1080,10 @@ class Session:
 
     def die(self) -> None:
         """End as a device without power does: without DISCONNECT, so the gateway publishes the will."""
-        sock = self.client.socket()
-        if isinstance(sock, socket.socket):
-            with suppress(OSError):
+        held = self.client.socket()
+        if held is not None:
+            # Whatever paho has wrapped around it, the connection below ends here.
+            with socket.socket(fileno=os.dup(held.fileno())) as sock, suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
         self.wait_goodbye()
         self.client.loop_stop()

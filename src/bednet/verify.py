@@ -390,6 +390,10 @@ def _everywhere(listeners: Sequence[Listener], look: Callable[[Listener], Verdic
     return Verdict(all(verdict.passed for _, verdict in verdicts), text)
 
 
+def _each_listener(look: Callable[[Target, Listener], Verdict]) -> Callable[[Target], Verdict]:
+    return lambda target: _everywhere(target.listeners, lambda listener: look(target, listener))
+
+
 def _alert(seen: Handshake, *reasons: str) -> Verdict:
     """Pass if the server refused with one of these alerts."""
     if seen.accepted:
@@ -718,8 +722,8 @@ def _said(messages: Sequence[probe.Message]) -> str:
     return shown + (f" and {len(messages) - 3} more" if len(messages) > 3 else "")  # noqa: PLR2004
 
 
-def _forbidden_publish_refused(target: Target) -> Verdict:
-    with Session(target.mtls, target.certificate) as session:
+def _forbidden_publish_refused(target: Target, listener: Listener) -> Verdict:
+    with Session(listener, target.credentials(listener)) as session:
         target.watch(session)
         topic = target.unwritable()
         receipt = session.publish(topic, b"bednet verify: this must not arrive")
@@ -731,8 +735,8 @@ def _forbidden_publish_refused(target: Target) -> Verdict:
     return Verdict(True, f"{receipt}; a later permitted message arrived, this one did not")
 
 
-def _forbidden_publish_dropped(target: Target) -> Verdict:
-    with Session(target.mtls, target.certificate, version=4) as session:
+def _forbidden_publish_dropped(target: Target, listener: Listener) -> Verdict:
+    with Session(listener, target.credentials(listener), version=4) as session:
         target.watch(session)
         topic = target.unwritable()
         for qos in (0, 1, 2):
@@ -743,19 +747,19 @@ def _forbidden_publish_dropped(target: Target) -> Verdict:
     return Verdict(True, "QoS 0, 1 and 2 not delivered, though MQTT 3.1.1 acknowledges them")
 
 
-def _filter_shows_nothing(pick: Callable[[Target, str], str]) -> Callable[[Target], Verdict]:
+def _filter_shows_nothing(pick: Callable[[Target, str], str]) -> Callable[[Target, Listener], Verdict]:
     """Return a check that a subscription shows nothing but what the probe may read.
 
     :param pick: the topic filter, from a topic that the probe may not read.
     """
 
-    def run(target: Target) -> Verdict:
+    def run(target: Target, listener: Listener) -> Verdict:
         topic = target.unreadable()
         topic_filter = pick(target, topic)
         readable = tuple(f"{branch}/" for branch in (target.identity.topic, target.identity.unwritable_topic))
         if topic.startswith(readable):
             readable = (f"{target.identity.topic}/",)
-        with Session(target.mtls, target.certificate) as session:
+        with Session(listener, target.credentials(listener)) as session:
             fence = target.own()
             session.subscribe(fence)
             granted = session.subscribe(topic_filter)[0]
@@ -775,7 +779,7 @@ def _plus_signs(_: Target, topic: str) -> str:
     return "/".join("+" for _ in topic.split("/"))
 
 
-def _forbidden_will_dropped(target: Target) -> Verdict:
+def _forbidden_will_dropped(target: Target, listener: Listener) -> Verdict:
     """Leave a session behind, die, and look in it for the will.
 
     An identity has one session, so nobody but that session can watch while it dies.
@@ -784,10 +788,10 @@ def _forbidden_will_dropped(target: Target) -> Verdict:
     def dies(topic: str) -> list[probe.Message]:
         will = Will(topic, b"bednet verify: a will")
         name = target.identity.id
-        with Session(target.mtls, target.certificate, client_id=name, clean=False, will=will) as session:
+        with Session(listener, target.credentials(listener), client_id=name, clean=False, will=will) as session:
             target.watch(session)
             session.die()
-        with Session(target.mtls, target.certificate, client_id=name, clean=False, expiry=0) as session:
+        with Session(listener, target.credentials(listener), client_id=name, clean=False, expiry=0) as session:
             if not session.resumed:
                 raise NothingArrivedError("the session that was left behind is gone")
             return [message for message in session.fence(target.own()) if message.topic == topic]
@@ -799,11 +803,11 @@ def _forbidden_will_dropped(target: Target) -> Verdict:
     return Verdict(True, "a permitted will arrived, a forbidden one did not")
 
 
-def _forbidden_retained_dropped(target: Target) -> Verdict:
+def _forbidden_retained_dropped(target: Target, listener: Listener) -> Verdict:
     def stored(topic: str) -> bool:
-        with Session(target.mtls, target.certificate) as session:
+        with Session(listener, target.credentials(listener)) as session:
             session.publish(topic, b"bednet verify: retained", retain=True)
-        with Session(target.mtls, target.certificate) as session:
+        with Session(listener, target.credentials(listener)) as session:
             target.watch(session)
             found = [message for message in session.fence(target.own()) if message.topic == topic]
             session.publish(topic, b"", retain=True)
@@ -819,14 +823,14 @@ def _forbidden_retained_dropped(target: Target) -> Verdict:
 # --- Limits ---------------------------------------------------------------------------------------------------------
 
 
-def _large_packet_refused(target: Target) -> Verdict:
+def _large_packet_refused(target: Target, listener: Listener) -> Verdict:
     limit, margin = target.gateway.max_packet_size, 64
     topic = target.own()
-    with Session(target.mtls, target.certificate) as session:
+    with Session(listener, target.credentials(listener)) as session:
         receipt = session.publish(topic, bytes(limit - len(topic) - margin))
         if not receipt.granted:
             return Verdict(False, f"a packet just below {limit} bytes was refused: {receipt}")
-    with Session(target.mtls, target.certificate) as session:
+    with Session(listener, target.credentials(listener)) as session:
         mid = session.send(topic, bytes(limit + margin))
         try:
             receipt = session.acknowledged(mid)
@@ -895,7 +899,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         _AUTHENTICATION,
         "nobody gets in without credentials",
-        False,
+        True,
         _password_refused(lambda _: Credentials()),
         applies=_has_passwords,
     ),
@@ -933,28 +937,56 @@ CHECKS: tuple[Check, ...] = (
     Check(_AUTHENTICATION, "the client id is bound to the identity", False, _client_id_bound, session=True),
     Check(_AUTHENTICATION, "the identity is the certificate's", False, _identity_from_certificate, session=True),
     Check(_ACCESS, "the probe's own topic works", True, _own_topic_works, session=True),
-    Check(_ACCESS, "a forbidden publish is refused", True, _forbidden_publish_refused, session=True),
-    Check(_ACCESS, "a forbidden publish of MQTT 3.1.1 is dropped", False, _forbidden_publish_dropped, session=True),
-    Check(_ACCESS, "# shows nothing of others", False, _filter_shows_nothing(lambda _, __: "#"), session=True),
-    Check(_ACCESS, "+ shows nothing of others", False, _filter_shows_nothing(_plus_signs), session=True),
-    Check(_ACCESS, "$SYS shows nothing", False, _filter_shows_nothing(lambda _, __: "$SYS/#"), session=True),
+    Check(_ACCESS, "a forbidden publish is refused", True, _each_listener(_forbidden_publish_refused), session=True),
+    Check(
+        _ACCESS,
+        "a forbidden publish of MQTT 3.1.1 is dropped",
+        False,
+        _each_listener(_forbidden_publish_dropped),
+        session=True,
+    ),
+    Check(
+        _ACCESS,
+        "# shows nothing of others",
+        False,
+        _each_listener(_filter_shows_nothing(lambda _, __: "#")),
+        session=True,
+    ),
+    Check(
+        _ACCESS, "+ shows nothing of others", False, _each_listener(_filter_shows_nothing(_plus_signs)), session=True
+    ),
+    Check(
+        _ACCESS,
+        "$SYS shows nothing",
+        False,
+        _each_listener(_filter_shows_nothing(lambda _, __: "$SYS/#")),
+        session=True,
+    ),
     Check(
         _ACCESS,
         "a shared subscription shows nothing of others",
         False,
-        _filter_shows_nothing(lambda _, __: "$share/bednet/#"),
+        _each_listener(_filter_shows_nothing(lambda _, __: "$share/bednet/#")),
         session=True,
     ),
     Check(
         _ACCESS,
         "a forbidden subscription shows nothing",
         False,
-        _filter_shows_nothing(lambda _, topic: topic),
+        _each_listener(_filter_shows_nothing(lambda _, topic: topic)),
         session=True,
     ),
-    Check(_ACCESS, "a will on a forbidden topic is dropped", False, _forbidden_will_dropped, session=True),
-    Check(_ACCESS, "nothing is retained on a forbidden topic", False, _forbidden_retained_dropped, session=True),
-    Check(_LIMITS, "a packet above the limit is refused", False, _large_packet_refused, session=True),
+    Check(
+        _ACCESS, "a will on a forbidden topic is dropped", False, _each_listener(_forbidden_will_dropped), session=True
+    ),
+    Check(
+        _ACCESS,
+        "nothing is retained on a forbidden topic",
+        False,
+        _each_listener(_forbidden_retained_dropped),
+        session=True,
+    ),
+    Check(_LIMITS, "a packet above the limit is refused", False, _each_listener(_large_packet_refused), session=True),
 )
 
 

@@ -43,6 +43,17 @@ PROBE = "bednet-probe"
 SERVER_NAME = "gateway-1.plant.example"
 LOCAL = "127.0.0.1"
 CONF = "mosquitto.conf"
+OPENSSL_CONF = "openssl.cnf"
+# What holds for WebSockets listeners as well, which do not look at tls_version in Mosquitto 2.0.11.
+AT_LEAST_1_2 = """\
+openssl_conf = init
+[init]
+ssl_conf = modules
+[modules]
+system_default = limits
+[limits]
+MinProtocol = TLSv1.2
+"""
 PASSWORD = secrets.token_urlsafe(16)
 ACL = f"""user {PROBE}
 topic readwrite bednet/probe/own/#
@@ -221,6 +232,7 @@ def configuration(
     password: Mapping[str, str | None] | None = None,
     more: str = "",
     max_packet_size: int | None = 65536,
+    global_options: str = "",
 ) -> str:
     """Return the mosquitto.conf of a strict gateway, changed as a test wants it; an option that is None is left out.
 
@@ -256,7 +268,9 @@ def configuration(
     if os.geteuid() == 0:
         lines.append("user root")  # who may read the folder; on a lab's host it is root, too
     if max_packet_size:
-        lines.append(f"max_packet_size {max_packet_size}")
+        lines += [f"max_packet_size {max_packet_size}", f"message_size_limit {max_packet_size}"]
+    if global_options:
+        lines.append(global_options)
     for port, options in ((ports.mtls, certificates), (ports.password, {**common, **(password or {})})):
         lines.append(f"listener {port}")
         lines += [f"{name} {value}" for name, value in options.items() if value is not None]
@@ -271,9 +285,10 @@ class Stage(Protocol):
 
     address: str
 
-    def run(self, folder: Path, ports: Ports, text: str) -> AbstractContextManager[None]:
+    def run(self, folder: Path, ports: Ports, text: str, openssl: str = "") -> AbstractContextManager[None]:
         """Run a broker with a folder's files and a configuration, as long as the context lasts.
 
+        :param openssl: an openssl.cnf for the broker; empty is OpenSSL's own default.
         :raises AssertionError: when it does not listen in time; its log says why.
         """
 
@@ -301,12 +316,19 @@ class LocalStage:
         self._program = program
 
     @contextmanager
-    def run(self, folder: Path, ports: Ports, text: str) -> Iterator[None]:
+    def run(self, folder: Path, ports: Ports, text: str, openssl: str = "") -> Iterator[None]:
         """Run a broker."""
         (folder / CONF).write_text(text, encoding="utf-8")
+        (folder / OPENSSL_CONF).write_text(openssl, encoding="utf-8")
         log = folder / "mosquitto.log"
         with log.open("wb") as file:
-            process = subprocess.Popen([self._program, "-c", CONF], cwd=folder, stdin=subprocess.DEVNULL, stderr=file)
+            process = subprocess.Popen(
+                [self._program, "-c", CONF],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stderr=file,
+                env={**os.environ, "OPENSSL_CONF": str(folder / OPENSSL_CONF)},
+            )
         try:
             await_listening(self.address, ports, log.read_text)
             yield
@@ -326,9 +348,10 @@ class LabStage:
         self.address = host.address
 
     @contextmanager
-    def run(self, folder: Path, ports: Ports, text: str) -> Iterator[None]:
+    def run(self, folder: Path, ports: Ports, text: str, openssl: str = "") -> Iterator[None]:
         """Run a broker."""
         (folder / CONF).write_text(text, encoding="utf-8")
+        (folder / OPENSSL_CONF).write_text(openssl, encoding="utf-8")
         there = f"/run/lax-{ports.mtls}"
         unit = f"lax-{ports.mtls}.service"
         buffer = io.BytesIO()
@@ -336,9 +359,10 @@ class LabStage:
             tar.add(folder, arcname=".")
         start = (
             'mkdir -m 0700 "$1"; tar -C "$1" -xf - --no-same-owner; '
-            'systemd-run --quiet --unit="$2" --working-directory="$1" --property=RuntimeMaxSec=120 mosquitto -c "$3"'
+            'systemd-run --quiet --unit="$2" --working-directory="$1" --property=RuntimeMaxSec=120 '
+            '--setenv=OPENSSL_CONF="$1/$4" mosquitto -c "$3"'
         )
-        self._host.exec(["sh", "-ceu", start, "sh", there, unit, CONF], input=buffer.getvalue())
+        self._host.exec(["sh", "-ceu", start, "sh", there, unit, CONF, OPENSSL_CONF], input=buffer.getvalue())
 
         def log() -> str:
             return self._host.exec(["journalctl", "-u", unit, "-n", "50", "-o", "cat", "--no-pager"]).stdout

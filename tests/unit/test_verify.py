@@ -98,6 +98,53 @@ def test_verify_passes_on_a_strict_broker(stage: brokers.Stage, pki: brokers.PKI
     assert len(report.results) == len(verify.CHECKS)
 
 
+def websockets(port: int, acl_file: str = "acl") -> str:
+    """Return the lines of a WebSockets listener like the password listener."""
+    return (
+        f"listener {port}\nprotocol websockets\ncertfile server.pem\nkeyfile server.key\ntls_version tlsv1.2\n"
+        f"ciphers {brokers.STRONG}\nallow_anonymous false\npassword_file passwords\n"
+        f"use_username_as_clientid true\nacl_file {acl_file}"
+    )
+
+
+def verify_websockets(stage: brokers.Stage, pki: brokers.PKI, *, openssl: str = "", **how: Any) -> verify.Report:
+    """Verify a broker that has a WebSockets listener; its port is 9001."""
+    ports = brokers.Ports.some()
+    gateway = replace(ports.gateway(address=stage.address), websockets_port=9001)
+    acl_file = how.pop("acl_file", "acl")
+    text = brokers.configuration(ports, more=websockets(9001, acl_file), **how)
+    with stage.run(pki.folder, ports, text, openssl):
+        return verify.verify(task(pki, gateway), started=brokers.now())
+
+
+@pytest.mark.lab
+def test_verify_passes_on_a_strict_broker_with_websockets(stage: brokers.Stage, pki: brokers.PKI) -> None:
+    report = verify_websockets(stage, pki, openssl=brokers.AT_LEAST_1_2)
+    assert failed(report) == {}
+    # It did look there.
+    assert sum("9001" in result.evidence for result in report.results) > 25
+
+
+@pytest.mark.lab
+def test_verify_sees_websockets_without_access_control(stage: brokers.Stage, pki: brokers.PKI) -> None:
+    (pki.folder / "open").write_text("topic readwrite #\npattern readwrite #\n")
+    found = failed(verify_websockets(stage, pki, openssl=brokers.AT_LEAST_1_2, acl_file="open"))
+    assert set(found) == {*PUBLISHES, *FILTERS}
+    assert all("9001: NOT: " in evidence for evidence in found.values())
+
+
+@pytest.mark.lab
+def test_verify_sees_websockets_without_a_limit(stage: brokers.Stage, pki: brokers.PKI) -> None:
+    """Mosquitto 2.0 does not hold WebSockets to max_packet_size."""
+    found = failed(
+        verify_websockets(
+            stage, pki, openssl=brokers.AT_LEAST_1_2, max_packet_size=None, global_options="max_packet_size 65536"
+        )
+    )
+    assert set(found) == {"a packet above the limit is refused"}
+    assert "9001: NOT: a packet above 65536 bytes was answered" in found["a packet above the limit is refused"]
+
+
 @dataclass(frozen=True)
 class Lax:
     """One way of being lax, and the checks that must fail for it.
@@ -263,6 +310,12 @@ LAX = [
     ),
     Lax("no access control", {*PUBLISHES, *FILTERS, "$SYS shows nothing"}, "was delivered", both={"acl_file": None}),
     Lax(
+        "access control on the certificate listener only",
+        {*PUBLISHES, *FILTERS, "$SYS shows nothing"},
+        "NOT: a forbidden message was delivered",
+        password={"acl_file": None},
+    ),
+    Lax(
         "access control on the password listener only",
         {*PUBLISHES, *FILTERS, "$SYS shows nothing"},
         "was delivered",
@@ -348,7 +401,9 @@ BITES = {
     "no TLS on the password listener": "the gateway answers",
     "no certificate required": "no certificate is refused",
     "no revocation list": "a revoked certificate is refused as revoked",
+    "anonymous clients": "nobody gets in without credentials",
     "no access control": "a forbidden publish is refused",
+    "access control on the certificate listener only": "a forbidden publish is refused",
     "everyone may publish everything": "a forbidden publish is refused",
     "nothing permitted at all": "the probe's own topic works",
 }
