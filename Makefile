@@ -40,7 +40,7 @@ demo-down: venv ## Take the demo away: hosts, network, processes, and the Docker
 
 .PHONY: test
 test: lint ## Run the linters and all suites, on a lab of their own.
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest -n 2
 
 .PHONY: test-unit
 test-unit: venv ## Run the tests that need no lab.

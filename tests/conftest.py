@@ -28,6 +28,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from xdist.scheduler import LoadScopeScheduling
 
 from bednet.probe import Credentials, Listener, Session
 from bednet.site import Site, load_site
@@ -51,24 +52,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--lab", metavar="NAME", help="use this running lab, on which site.yml was run, and leave it up")
 
 
+class ByLab(LoadScopeScheduling):  # type: ignore[misc] # it has no types
+    """Keeps the tests that share a lab on one worker (``-n 2``); the others go wherever there is time."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        if path.startswith("tests/unit/"):
+            return nodeid.partition("[")[0]
+        if path.startswith("tests/testbed/"):
+            return "the lab itself"
+        return path if path.endswith("test_alternative.py") else "the deployed lab"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByLab:
+    """Let :class:`ByLab` hand out the tests."""
+    return ByLab(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests that share a lab on one worker (``-n 2 --dist loadgroup``), and begin with the longest lines."""
-    order = {"default": 0, "alternative": 1, "lab-itself": 2, None: 3}
-    groups: dict[pytest.Item, str | None] = {}
-    for item in items:
-        fixtures = set(getattr(item, "fixturenames", ()))
-        folder = item.path.relative_to(item.config.rootpath / "tests").parts[0]
-        group = None
-        if "alternative_before" in fixtures:
-            group = "alternative"
-        elif fixtures & {"deployment", "lab", "plant", "stage"} and folder != "testbed":
-            group = "default"
-        elif folder == "testbed":
-            group = "lab-itself"
-        if group is not None:
-            item.add_marker(pytest.mark.xdist_group(group))
-        groups[item] = group
-    items.sort(key=lambda item: order[groups[item]])
+    """Begin with the labs that take longest to deploy, so that no worker waits for them in the end."""
+    last = ("tests/unit/", "tests/testbed/", "tests/roles/test_alternative.py")
+    items.sort(
+        key=lambda item: next(
+            (place for place, part in enumerate(reversed(last), 1) if item.nodeid.startswith(part)), 0
+        )
+    )
 
 
 @pytest.fixture(scope="session")
@@ -246,18 +254,28 @@ def plant(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Plant:
     return found
 
 
-_MEASURED = pytest.StashKey[list[str]]()
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture
 def measured(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Says what was measured: the sentence stands at the end of the run's output."""
-    return request.config.stash.setdefault(_MEASURED, []).append
+
+    def say(sentence: str) -> None:
+        # These travel from a worker to the process that prints.
+        request.node.user_properties.append(("measured", sentence))
+
+    return say
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what the tests measured."""
-    if sentences := config.stash.get(_MEASURED, []):
+    reports = [report for kind in terminalreporter.stats.values() for report in kind if hasattr(report, "when")]
+    sentences = [
+        text
+        for report in reports
+        if report.when == "call"
+        for name, text in report.user_properties
+        if name == "measured"
+    ]
+    if sentences:
         terminalreporter.section("measured")
         for sentence in sentences:
             terminalreporter.line(sentence)

@@ -19,7 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from bednet import probe
 from bednet.probe import Listener, Offer, Outcome
-from tests.unit import brokers
+from tests.verify import brokers
 
 if TYPE_CHECKING:
     from pathlib import Path

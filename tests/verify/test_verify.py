@@ -24,7 +24,7 @@ from rich.console import Console
 
 from bednet import verify
 from bednet.probe import Credentials
-from tests.unit import brokers
+from tests.verify import brokers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
