@@ -41,7 +41,11 @@ if TYPE_CHECKING:
 KEY_TYPES = ("P-256", "P-384", "RSA-2048", "RSA-3072", "RSA-4096", "Ed25519")
 RESERVED_PREFIX = "bednet-"
 PROBE_ID = "bednet-probe"
-PROBE_FILTER = "bednet/probe/#"
+# The branches of the identity of `bednet verify`. It has one session on a gateway, so it must be able to watch both
+# sides of the access control by itself: what it may read and not publish, and what it may publish and not read.
+PROBE_OWN = "bednet/probe/own"
+PROBE_READ_ONLY = "bednet/probe/read-only"
+PROBE_WRITE_ONLY = "bednet/probe/write-only"
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _MAX_ID = 64
@@ -150,7 +154,13 @@ def decide(site: Site, device_id: str, access: Access, topic: str) -> Decision:
 def probe_grants() -> tuple[Grant, ...]:
     """Return what the reserved identity of ``bednet verify`` may do, whatever the policy says."""
     place = Place("built in", 1)
-    rules = [Rule(PROBE_ID, Effect.ALLOW, access, PROBE_FILTER, place) for access in Access]
+    allowed = (
+        (Access.PUBLISH, PROBE_OWN),
+        (Access.SUBSCRIBE, PROBE_OWN),
+        (Access.SUBSCRIBE, PROBE_READ_ONLY),
+        (Access.PUBLISH, PROBE_WRITE_ONLY),
+    )
+    rules = [Rule(PROBE_ID, Effect.ALLOW, access, f"{branch}/#", place) for access, branch in allowed]
     return tuple(Grant(rule, rule.template) for rule in rules)
 
 

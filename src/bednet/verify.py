@@ -40,6 +40,7 @@ from rich.text import Text
 from bednet import probe
 from bednet.errors import BednetError
 from bednet.probe import Answer, Credentials, Handshake, Listener, NothingArrivedError, Offer, Outcome, Session, Will
+from bednet.site import PROBE_OWN, PROBE_READ_ONLY, PROBE_WRITE_ONLY
 
 if TYPE_CHECKING:
     import argparse
@@ -92,16 +93,9 @@ class Gateway:
 
 @dataclass(frozen=True)
 class Identity:
-    """The identity that the checks use, and the branches of topics that it has on every gateway.
-
-    An identity has one session on a gateway, so nobody else can watch what becomes of its messages. Where it may
-    subscribe to ``unwritable_topic`` and publish to ``unreadable_topic``, it can watch both sides of the access control
-    by itself; where it may do neither there, it sees only what a gateway without any access control would show.
+    """The identity that the checks use, ``bednet-probe``; its grants are built into the policy (:mod:`bednet.site`).
 
     :param ca: PEM file with the site's root CA, and perhaps its issuing CA.
-    :param topic: the branch that it may publish and subscribe.
-    :param unwritable_topic: a branch that it may not publish.
-    :param unreadable_topic: a branch that it may publish and not subscribe; None where there is none.
     """
 
     id: str
@@ -109,9 +103,6 @@ class Identity:
     key: Path
     ca: Path
     password: str = field(repr=False)
-    topic: str = "bednet/probe"
-    unwritable_topic: str = "bednet/forbidden"
-    unreadable_topic: str | None = None
 
 
 @dataclass(frozen=True)
@@ -283,21 +274,14 @@ def _gateway(item: Mapping[str, Any], where: str) -> Gateway:
 
 
 def _identity(item: Mapping[str, Any], where: str) -> Identity:
-    _only(
-        item,
-        {"id", "certificate", "key", "ca", "password_file", "topic", "unwritable_topic", "unreadable_topic"},
-        where,
-    )
+    _only(item, {"id", "certificate", "key", "ca", "password_file"}, where)
     try:
         password = Path(item["password_file"]).read_text(encoding="utf-8").strip()
     except OSError as exc:
         raise VerifyError(f"{where}: the password file cannot be read: {exc.strerror}") from exc
     if not password:
         raise VerifyError(f"{where}: the password file is empty")
-    branches = {name: item[name] for name in ("topic", "unwritable_topic", "unreadable_topic") if name in item}
-    return Identity(
-        item["id"], Path(item["certificate"]), Path(item["key"]), Path(item["ca"]), password=password, **branches
-    )
+    return Identity(item["id"], Path(item["certificate"]), Path(item["key"]), Path(item["ca"]), password=password)
 
 
 # --- What a check is given ------------------------------------------------------------------------------------------
@@ -361,20 +345,19 @@ class Target:
 
     def own(self) -> str:
         """Return a topic that the probe may use and nobody has used yet."""
-        return f"{self.identity.topic}/{secrets.token_hex(6)}"
+        return f"{PROBE_OWN}/{secrets.token_hex(6)}"
 
     def unwritable(self) -> str:
-        """Return a topic that the probe may not publish and nobody has used yet."""
-        return f"{self.identity.unwritable_topic}/{secrets.token_hex(6)}"
+        """Return a topic that the probe may read and not publish, and nobody has used yet."""
+        return f"{PROBE_READ_ONLY}/{secrets.token_hex(6)}"
 
     def unreadable(self) -> str:
-        """Return a topic that the probe may not read, if possible one that it may publish."""
-        branch = self.identity.unreadable_topic or self.identity.unwritable_topic
-        return f"{branch}/{secrets.token_hex(6)}"
+        """Return a topic that the probe may publish and not read, and nobody has used yet."""
+        return f"{PROBE_WRITE_ONLY}/{secrets.token_hex(6)}"
 
     def watch(self, session: Session) -> None:
         """Subscribe everything through which a forbidden message could reach the probe, and the fence's topic."""
-        session.subscribe("#", f"{self.identity.unwritable_topic}/#", f"{self.identity.topic}/#")
+        session.subscribe("#", f"{PROBE_READ_ONLY}/#", f"{PROBE_OWN}/#")
 
 
 def _everywhere(listeners: Sequence[Listener], look: Callable[[Listener], Verdict]) -> Verdict:
@@ -756,16 +739,14 @@ def _filter_shows_nothing(pick: Callable[[Target, str], str]) -> Callable[[Targe
     def run(target: Target, listener: Listener) -> Verdict:
         topic = target.unreadable()
         topic_filter = pick(target, topic)
-        readable = tuple(f"{branch}/" for branch in (target.identity.topic, target.identity.unwritable_topic))
-        if topic.startswith(readable):
-            readable = (f"{target.identity.topic}/",)
+        readable = (f"{PROBE_OWN}/", f"{PROBE_READ_ONLY}/")
         with Session(listener, target.credentials(listener)) as session:
             fence = target.own()
             session.subscribe(fence)
             granted = session.subscribe(topic_filter)[0]
             receipt = session.publish(topic, b"bednet verify: this must not arrive")
             arrived = session.fence(fence)
-        if target.identity.unreadable_topic and not receipt.granted:
+        if not receipt.granted:
             return Verdict(False, f"publish to {topic} refused, so nothing was learnt: {receipt}")
         leaks = [message for message in arrived if not message.topic.startswith(readable)]
         if leaks:

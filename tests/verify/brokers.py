@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from bednet.site import PROBE_OWN, PROBE_READ_ONLY, PROBE_WRITE_ONLY
 from bednet.verify import Gateway, Identity
 
 if TYPE_CHECKING:
@@ -56,9 +57,9 @@ MinProtocol = TLSv1.2
 """
 PASSWORD = secrets.token_urlsafe(16)
 ACL = f"""user {PROBE}
-topic readwrite bednet/probe/own/#
-topic read bednet/probe/read-only/#
-topic write bednet/probe/write-only/#
+topic readwrite {PROBE_OWN}/#
+topic read {PROBE_READ_ONLY}/#
+topic write {PROBE_WRITE_ONLY}/#
 """
 STRONG = "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES128-GCM-SHA256"
 
@@ -188,9 +189,6 @@ class PKI:
             self.folder / "probe.key",
             self.folder / "ca.pem",
             password=PASSWORD,
-            topic="bednet/probe/own",
-            unwritable_topic="bednet/probe/read-only",
-            unreadable_topic="bednet/probe/write-only",
         )
 
 

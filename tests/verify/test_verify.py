@@ -574,7 +574,6 @@ def written(pki: brokers.PKI, **changes: Any) -> Path:
 def test_input_is_read_with_its_defaults(local: brokers.PKI) -> None:
     read = verify.read_input(written(local))
     assert read.gateways[0].mtls_port == 8883
-    assert read.identity.topic == "bednet/probe"
     assert brokers.PASSWORD not in repr(read)
 
 

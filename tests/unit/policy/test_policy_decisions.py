@@ -169,15 +169,18 @@ def test_a_revoked_device_may_do_nothing_and_has_no_section(site_folder: SiteFol
 def test_the_probe_may_do_its_own_thing_only(site_folder: SiteFolder) -> None:
     site = site_of(site_folder, allow_publish=["#"], allow_subscribe=["#"])
     broker = Broker.reading(compile_acl_file(site))
-    for access in Access:
-        for topic, allowed in (
-            ("bednet/probe/x", True),
-            ("bednet/x", False),
-            ("a", False),
-            ("$SYS/broker/uptime", False),
-        ):
-            assert decide(site, "bednet-probe", access, topic).allowed is allowed
-            assert broker.grants("bednet-probe", access, topic) is allowed
+    for topic, allowed in (
+        ("bednet/probe/own/x", {PUBLISH, SUBSCRIBE}),
+        ("bednet/probe/read-only/x", {SUBSCRIBE}),
+        ("bednet/probe/write-only/x", {PUBLISH}),
+        ("bednet/probe/x", set()),
+        ("bednet/x", set()),
+        ("a", set()),
+        ("$SYS/broker/uptime", set()),
+    ):
+        for access in Access:
+            assert decide(site, "bednet-probe", access, topic).allowed is (access in allowed)
+            assert broker.grants("bednet-probe", access, topic) is (access in allowed)
 
 
 @pytest.mark.parametrize(
