@@ -35,8 +35,8 @@ verify: venv ## Probe the demo's gateways from outside; the exit code says wheth
 	@$(TESTBED) verify
 
 .PHONY: demo-down
-demo-down: venv ## Take the demo away: hosts, network, processes, and the Docker engine if the demo started it.
-	@$(TESTBED) down demo --stop-engine
+demo-down: ## Take the demo away: hosts, network, processes, and the Docker engine if the demo started it.
+	@if [ -e $(STAMP) ]; then $(TESTBED) down demo --stop-engine; else echo "There is no environment, so no demo is up."; fi
 
 .PHONY: test
 test: lint ## Run the linters and all suites, on a lab of their own.

@@ -253,10 +253,17 @@ def _purge(_: argparse.Namespace) -> int:
     if engine.answers():
         connection = engine.client()
         try:
+            others = [lab for lab in things.runs(connection) if lab.checkout != CHECKOUT and not lab.abandoned]
+            if others:
+                raise LabError(
+                    f"Labs of other checkouts are up: {', '.join(f'{lab.name} of {lab.checkout}' for lab in others)}.",
+                    cure="Take them down there first: purge takes the images that they run on.",
+                )
             for lab in things.sweep(connection, everything=True):
                 things.close_connections(things.control_dir(lab.name))
         finally:
             connection.close()
+    shutil.rmtree(STATE / "labs", ignore_errors=True)
     for sentence in engine.purge():
         print(sentence)
     # What the bootstrap had to install for Python's venv module.

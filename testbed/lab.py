@@ -475,7 +475,7 @@ class Lab:
                 shutil.rmtree(folder)
             folder.mkdir(parents=True, mode=0o700)
             things.control_dir(name).mkdir(mode=0o700)
-            guard.reaper = _start_reaper(run_of_lab, things.control_dir(name))
+            guard.reaper = _start_reaper(run_of_lab, things.control_dir(name), folder)
             owner = things.PERSISTENT if persistent else things.this_process()
             labels = things.labels(run_of_lab, name, owner)
             try:
@@ -489,6 +489,7 @@ class Lab:
             except BaseException:
                 things.remove(connection, run_of_lab)
                 things.close_connections(things.control_dir(name))
+                shutil.rmtree(folder, ignore_errors=True)
                 raise
         finally:
             connection.close()
@@ -816,9 +817,9 @@ def _take_name(name: str) -> int:
     return descriptor
 
 
-def _start_reaper(run_of_lab: str, control_dir: Path) -> subprocess.Popen[bytes]:
+def _start_reaper(run_of_lab: str, control_dir: Path, folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "testbed.reaper", run_of_lab, str(control_dir)],
+        [sys.executable, "-m", "testbed.reaper", run_of_lab, str(control_dir), str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -914,12 +915,17 @@ def reshape(inventory: dict[str, Any], shape: Shape) -> dict[str, Any]:
         old = inventory.get(group, {}).get("hosts") or {}
         return {**inventory.get(group, {}), "hosts": {name: old.get(name) for name in names}}
 
+    # The control machine is named so that Ansible's scratch files lie in the checkout and not in the user's home.
+    here = {
+        "ansible_connection": "local",
+        "ansible_python_interpreter": "{{ ansible_playbook_python }}",
+        "ansible_remote_tmp": str(STATE / "ansible/tmp"),
+    }
     shaped = {**inventory, "gateways": hosts("gateways", shape.gateway_names), "ca": hosts("ca", [shape.ca])}
     if shape.ca == "localhost":
-        shaped["ca"]["hosts"]["localhost"] = {
-            "ansible_connection": "local",
-            "ansible_python_interpreter": "{{ ansible_playbook_python }}",
-        }
+        shaped["ca"]["hosts"]["localhost"] = here
+    else:
+        shaped["ungrouped"] = {"hosts": {"localhost": here}}
     return shaped
 
 

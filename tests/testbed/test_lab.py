@@ -109,6 +109,7 @@ def test_nothing_is_left_when_the_owner_is_killed(docker_client: DockerClient, t
     eventually(lambda: own_run(docker_client, "killed") is None, "containers and network gone")
     eventually(lambda: not processes_naming(sockets), "SSH connections and reaper gone")
     assert not Path(sockets).exists()
+    eventually(lambda: not (STATE / "labs/killed").exists(), "the folder with the lab's keys gone")
 
 
 def test_nothing_is_left_when_the_owner_is_killed_while_hosts_boot(docker_client: DockerClient, tmp_path: Path) -> None:
