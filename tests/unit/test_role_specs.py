@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
+from bednet import ca, site, verify
+
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path.parents[1] for path in ROOT.glob("roles/*/tasks/main.yml"))
 # Set by the operator for the whole site, and given a meaning by several roles: no role's defaults may hold them.
@@ -171,6 +173,58 @@ def test_generator_refuses_a_readme_without_its_markers(tmp_path: Path) -> None:
         (role / "README.md").write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match="once each, in this order"):
             docs.rewritten(role)
+
+
+# --- what had to be written down twice
+
+
+def test_gateways_are_described_with_the_defaults_of_the_roles() -> None:
+    """describe.yml speaks of hosts outside the play too, for which no role's defaults are loaded: it repeats them."""
+    text = (ROOT / "roles/mosquitto/tasks/describe.yml").read_text(encoding="utf-8")
+    defaults = {**_defaults(ROOT / "roles/ca"), **_defaults(ROOT / "roles/mosquitto")}
+    found = {
+        name: yaml.safe_load(value)
+        for name, value in re.findall(r"\.((?:ca|mosquitto)_\w+)\s*\| default\((\d+|true|false|'[^']*')\)", text)
+    }
+    # Those that are computed read other variables, and are compared by the lab's tests.
+    computed = {"mosquitto_address", "mosquitto_server_dns", "ca_publish_address"}
+    assert set(re.findall(r"\.((?:ca|mosquitto)_\w+)", text)) - computed == set(found)
+    assert found == {name: defaults[name] for name in found}
+    for name in computed & set(defaults):
+        assert _is_computed(defaults[name])
+    described = {"mosquitto_mtls_port", "mosquitto_password_port", "mosquitto_websockets_port"}
+    assert described | {"mosquitto_tls_minimum", "mosquitto_max_packet_size_bytes", "ca_publish_port"} <= set(found)
+
+
+def test_verify_expects_of_a_gateway_what_the_role_makes_of_one_by_default() -> None:
+    defaults = _defaults(ROOT / "roles/mosquitto")
+    expected = verify.Gateway("gateway-1", "192.0.2.1", "gateway-1.plant.example")
+    versions = ("1.2", "1.3")
+    assert expected.mtls_port == defaults["mosquitto_mtls_port"]
+    assert expected.password_port == (defaults["mosquitto_password_port"] or None)
+    assert expected.websockets_port == (defaults["mosquitto_websockets_port"] or None)
+    assert expected.max_packet_size == defaults["mosquitto_max_packet_size_bytes"]
+    assert expected.tls_versions == versions[versions.index(defaults["mosquitto_tls_minimum"]) :]
+
+
+def test_everybody_means_the_same_by_a_key_type() -> None:
+    of_ca = _yaml(ROOT / "roles/ca/vars/main.yml")["__ca_key_types"]
+    assert _yaml(ROOT / "roles/mosquitto/vars/main.yml")["__mosquitto_key_types"] == of_ca
+    assert tuple(of_ca) == ca.KEY_TYPES == site.KEY_TYPES
+    schema = json.loads((ROOT / "src/bednet/schemas/devices.schema.json").read_text(encoding="utf-8"))
+    assert [tuple(names) for names in _enumerations(schema, "P-256")] == [ca.KEY_TYPES]
+    for role, name in (("ca", "ca_key_type"), ("mosquitto", "mosquitto_key_type"), ("enrolment", "enrolment_key_type")):
+        assert tuple(_spec(ROOT / "roles" / role)[name]["choices"]) == ca.KEY_TYPES, name
+
+
+def _enumerations(schema: object, member: str) -> list[list[str]]:
+    """Return each `enum` of a JSON schema that has this member."""
+    if isinstance(schema, list):
+        return [found for item in schema for found in _enumerations(item, member)]
+    if not isinstance(schema, dict):
+        return []
+    mine = [schema["enum"]] if member in schema.get("enum", []) else []
+    return mine + [found for value in schema.values() for found in _enumerations(value, member)]
 
 
 PASSPHRASE = "three-blind-mice-and-a-farmer"  # noqa: S105  (opens nothing)
