@@ -13,11 +13,11 @@ This file runs alone: Python 3.11 and python3-cryptography 38 or later, nothing 
 
 No certificate exists that the index does not know. A run writes in this order, each file atomically, under a lock:
 
-1. ``passwords.json``: new passwords, and secrets on their way to a bundle (``pending``),
-2. ``index.json``: new certificates, revocations. This is the point of no return,
+1. ``state/passwords.json``: new passwords, and secrets on their way to a bundle (``pending``),
+2. ``state/index.json``: new certificates, revocations. This is the point of no return,
 3. ``publish/``: the CRL, so that a revocation takes effect before anything else,
 4. ``issued/``, ``bundles/``: both can be made again from 1 and 2,
-5. ``passwords.json`` without what has arrived.
+5. ``state/passwords.json`` without what has arrived.
 
 A run that was interrupted anywhere is completed by the next one.
 """
@@ -78,6 +78,9 @@ REASONS = (
     "privilegeWithdrawn",
 )
 AUTHENTICATION = ("certificate", "password")
+# The folders that the tool writes to are its own; the one above them, and the keys of the CAs, are root's.
+INDEX = "state/index.json"
+PASSWORDS = "state/passwords.json"
 DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 # 64 is what a CN holds (RFC 5280 A.1, ub-common-name).
 SERVER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -116,6 +119,9 @@ class Fields:
             raise Refused(f"{where} must be a JSON object, not {type(data).__name__}. Cure: see bednet-ca --help")
         self._data: Json = dict(data)
         self._where = where
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._data
 
     def take(self, name: str, kinds: tuple[type, ...], expected: str, default: object = ...) -> Any:
         """Take one field of one of these types.
@@ -394,8 +400,9 @@ class Authority:
         try:
             root = x509.load_pem_x509_certificate((home / "root/root.pem").read_bytes())
             issuing = x509.load_pem_x509_certificate((home / "issuing/issuing.pem").read_bytes())
-            if path.stat().st_mode & 0o077:
-                raise Refused(f"{path} can be read by others. Cure: chmod 600 {path}, and think about who read it")
+            # Its group is the tool's own: the file itself is root's.
+            if path.stat().st_mode & 0o037:
+                raise Refused(f"{path} can be read by others. Cure: chmod 640 {path}, and think about who read it")
             key = load_pem_private_key(path.read_bytes(), password=None)
         except OSError as exc:
             raise Refused(
@@ -546,7 +553,7 @@ class Store:
         self._issued = self.names("issued")
 
     def _load(self) -> None:
-        index, kept = self._json("index.json"), self._json("passwords.json")
+        index, kept = self._json(INDEX), self._json(PASSWORDS)
         try:
             for serial, data in index.get("certificates", {}).items():
                 self.entries[serial] = Entry(serial=serial, **{**data, "names": tuple(data.get("names", ()))})
@@ -556,9 +563,7 @@ class Store:
             self.probe_password = kept.get("probe_password")
             self.canary_key = kept.get("canary_key")
         except (TypeError, ValueError, AttributeError) as exc:
-            raise Refused(
-                f"{self.home}/index.json or passwords.json is damaged ({exc}). Cure: restore a backup"
-            ) from exc
+            raise Refused(f"{self.home}/{INDEX} or {PASSWORDS} is damaged ({exc}). Cure: restore a backup") from exc
 
     def _json(self, name: str) -> Json:
         content = self.read(name)
@@ -597,7 +602,9 @@ class Store:
         temporary = path.with_name(f".{path.name}.tmp")
         if path.parent not in self._folders:
             for folder in reversed(path.relative_to(self.home).parents[:-1]):
-                (self.home / folder).mkdir(mode=0o700 if folder.parts[0] == "bundles" else 0o755, exist_ok=True)
+                (self.home / folder).mkdir(
+                    mode=0o700 if folder.parts[0] in {"bundles", "state"} else 0o755, exist_ok=True
+                )
             self._folders.add(path.parent)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
         with open(descriptor, "wb") as file:
@@ -667,8 +674,8 @@ class Store:
             "probe_password": self.probe_password,
             "canary_key": self.canary_key,
         }
-        if any(content.values()) or self.read("passwords.json") is not None:
-            self.write("passwords.json", json.dumps(content, indent=1, sort_keys=True) + "\n", 0o600)
+        if any(content.values()) or self.read(PASSWORDS) is not None:
+            self.write(PASSWORDS, json.dumps(content, indent=1, sort_keys=True) + "\n", 0o600)
         self.flush()
 
     def save_index(self, now: datetime) -> None:
@@ -684,7 +691,7 @@ class Store:
                 lines.append(f"{json.dumps(serial)}: {json.dumps(data)}")
             body = ",\n".join(lines)
             text = f'{{"version": 1, "crl_days": {json.dumps(self.crl_days)}, "certificates": {{\n{body}\n}}}}\n'
-            self.write("index.json", text, 0o600)
+            self.write(INDEX, text, 0o600)
             self.flush()
 
     def save_issued(self) -> None:
@@ -891,10 +898,14 @@ def _sign_crl(
     number = int(now.timestamp())
     if last is not None:
         number = max(number, last.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number + 1)
+    # Of two lists OpenSSL takes the one with the later thisUpdate: a new list must never seem as old as the last.
+    since = max(now - BACKDATE, moment(authority.issuing, "not_valid_before"))
+    if last is not None:
+        since = max(since, min(moment(last, "last_update") + timedelta(seconds=1), now))
     builder = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(authority.issuing.subject)
-        .last_update(max(now - BACKDATE, moment(authority.issuing, "not_valid_before")))
+        .last_update(since)
         .next_update(now + timedelta(days=store.crl_days))
         .add_extension(authority.key_identifier(), critical=False)
         .add_extension(x509.CRLNumber(number), critical=False)
@@ -977,6 +988,14 @@ def sign_server(store: Store, authority: Authority, request: object, now: dateti
         )
     _check_key(store.by_key().get(mark, []), name, "server", now)
     mine = store.of(name, "server")
+    # A gateway that lies about its names must not get those of another one.
+    for entry in store.entries.values():
+        taken = sorted(set(entry.names) & set(names))
+        if entry.kind == "server" and entry.id != name and taken and entry.reason is None and not entry.expired(now):
+            raise Refused(
+                f"{name} asks for {', '.join(taken)}, which the certificate of {entry.id} has. Cure: correct the "
+                f"names, or if {entry.id} is gone, take it out of the inventory and run playbooks/site.yml first"
+            )
     good = next((e for e in mine if e.key == mark and e.names == names and e.good(authority, now, renew)), None)
     for entry in mine:
         if entry.key != mark and entry.reason is None and not entry.expired(now):
@@ -1066,6 +1085,7 @@ class Sync:
     revoke_at_most: int
     gateways: tuple[Gateway, ...]
     crl_url: str | None
+    servers: tuple[str, ...] | None
 
     @classmethod
     def parse(cls, data: object) -> Sync:
@@ -1086,6 +1106,7 @@ class Sync:
             revoke_at_most=fields.take("revoke_at_most", (int,), "a whole number"),
             gateways=tuple(Gateway.parse(item) for item in fields.take("gateways", (list,), "a list")),
             crl_url=fields.text("crl_url", None),
+            servers=fields.texts("servers") if "servers" in fields else None,
         )
         fields.done()
         if sync.key_type not in KEY_TYPES:
@@ -1108,6 +1129,11 @@ def sync_devices(store: Store, authority: Authority, request: object, now: datet
         store.revoke(entry, "superseded", now)
         revoked.append(store.entries[entry.serial])
         lost.add(entry.id)
+    for entry in list(store.entries.values()):
+        left = sync.servers is not None and entry.kind == "server" and entry.id not in sync.servers
+        if left and entry.reason is None and not entry.expired(now):
+            store.revoke(entry, "cessationOfOperation", now)
+            revoked.append(store.entries[entry.serial])
     if len(lost) > sync.revoke_at_most:
         raise Refused(
             f"this would revoke {len(lost)} devices at once ({', '.join(sorted(lost))}), more than revoke_at_most "
@@ -1417,7 +1443,7 @@ HELP = """\
 requests (an unknown or missing field is named; [..] may be left out):
   sign-server   name csr days renew_before_days dns:[..] ip:[..] [crl_url]
   sync-devices  devices:[{id [authentication enrolment csr revoked]}] days renew_before_days
-                revoke_at_most gateways:[{name address mtls_port password_port}] [key_type crl_url]
+                revoke_at_most gateways:[{name address mtls_port password_port}] [key_type crl_url servers]
   probe         csr [days]
   crl           days refresh_before_days
   status        [warn_days]

@@ -100,6 +100,11 @@ def _certificates(pem: bytes) -> list[x509.Certificate]:
     return [x509.load_pem_x509_certificate(part + end) for part in pem.split(end) if b"-----BEGIN" in part]
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: object, **__: object) -> None:
+        """Follow none; the redirect's own code is then an error."""
+
+
 def fetch(url: str) -> bytes:
     """Fetch at most :data:`MAX_BYTES` from an http or https URL.
 
@@ -108,8 +113,9 @@ def fetch(url: str) -> bytes:
     """
     if not url.startswith(("http://", "https://")):
         raise RefusedError(f"{url} is neither an http nor an https URL")
-    # No proxy of the environment: the CA host is on the plant's own network.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    # No proxy of the environment: the CA host is on the plant's own network. And no redirect: whoever answers there
+    # must not choose whom else this gateway talks to.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
     with opener.open(url, timeout=TIMEOUT_SECONDS) as response:
         data: bytes = response.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:

@@ -169,6 +169,25 @@ def test_server_certificate_for_other_names_is_new_and_the_old_one_stays_good(ho
     assert home.listed() == {}
 
 
+def test_a_gateway_does_not_get_the_names_of_another_one(home: Home, gateway_key: Any) -> None:
+    home.run("sign-server", server_request(gateway_key), NOW)
+    with pytest.raises(ca.Refused, match=r"gateway-2 asks for DNS:.*which the certificate of gateway-1 has"):
+        home.run("sign-server", server_request(ca.make_key("P-256"), name="gateway-2"), NOW)
+
+
+def test_the_names_of_a_gateway_that_left_are_free_again(home: Home, gateway_key: Any) -> None:
+    first = home.run("sign-server", server_request(gateway_key), NOW)
+    answer = home.run("sync-devices", sync_request([], servers=["gateway-2"]), NOW)
+    assert answer["revoked"] == [{"id": "gateway-1", "serial": first["serial"], "reason": "cessationOfOperation"}]
+    assert home.run("sign-server", server_request(ca.make_key("P-256"), name="gateway-2"), NOW)["changed"]
+
+
+def test_a_gateway_that_stays_keeps_its_certificate(home: Home, gateway_key: Any) -> None:
+    home.run("sign-server", server_request(gateway_key), NOW)
+    home.run("sync-devices", sync_request([], servers=["gateway-1"]), NOW)
+    assert not home.run("sign-server", server_request(gateway_key), NOW)["changed"]
+
+
 def test_server_certificate_of_a_replaced_key_is_revoked_as_superseded(home: Home, gateway_key: Any) -> None:
     first = home.run("sign-server", server_request(gateway_key), NOW)
     second = home.run("sign-server", server_request(ca.make_key("P-256")), NOW)
@@ -385,7 +404,7 @@ def test_bundle_has_what_a_device_needs(tmp_path: Path, kind: str) -> None:
     }  # fmt: skip
     for folder in (home.path / "bundles", bundle):
         assert folder.stat().st_mode & 0o777 == 0o700
-    for file in [*bundle.iterdir(), home.path / "passwords.json", home.path / "index.json"]:
+    for file in [*bundle.iterdir(), home.path / "state/passwords.json", home.path / "state/index.json"]:
         assert file.stat().st_mode & 0o777 == 0o600
     chain = (bundle / "certificate.pem").read_text()
     key = load_pem_private_key((bundle / "key.pem").read_bytes(), password=None)
@@ -554,7 +573,7 @@ def test_revoked_device_loses_everything(home: Home, reason: str) -> None:
     assert {home.listed()[number] for number in serials} == {reason}
     assert "certificate revoked" in openssl_verify(home, chain, "sslclient", later)
     assert "temp-1:" not in answer["password_file"]
-    assert "temp-1" not in (home.path / "passwords.json").read_text()
+    assert "temp-1" not in (home.path / "state/passwords.json").read_text()
     assert not (home.path / "bundles/temp-1").exists()
     assert home.sync(devices, later)["changed"] is False
     for revoked in home.crl():
@@ -790,8 +809,8 @@ def test_ca_that_is_not_sound_signs_nothing(home: Home, tmp_path: Path, command:
         (home.path / name).write_bytes(theirs[name])
         refused(home, command, request_, match)
         (home.path / name).write_bytes(ours[name])
-    (home.path / "issuing/issuing.key").chmod(0o640)
-    refused(home, command, request_, "issuing.key can be read by others. Cure: chmod 600")
+    (home.path / "issuing/issuing.key").chmod(0o644)
+    refused(home, command, request_, "issuing.key can be read by others. Cure: chmod 640")
     (home.path / "issuing/issuing.key").chmod(0o600)
     (home.path / "issuing/issuing.key").rename(tmp_path / "kept")
     refused(home, command, request_, "issuing.key: No such file or directory. Cure: run playbooks/site.yml")
@@ -827,7 +846,7 @@ def test_issuing_certificate_that_may_not_sign_is_refused(home: Home) -> None:
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"certificates": {"01": {"id": "x"}}}', '{"certificates": []}'])
 def test_damaged_index_is_refused_not_replaced(home: Home, content: str) -> None:
     home.sync([device("temp-1")], NOW)
-    (home.path / "index.json").write_text(content)
+    (home.path / "state/index.json").write_text(content)
     refused(home, "sync-devices", sync_request([]), "is damaged .*Cure: restore")
 
 
@@ -920,6 +939,19 @@ def test_crl_says_who_signed_it_and_is_the_same_in_both_forms(home: Home) -> Non
     assert home.run("crl", CRL, NOW)["changed"]
     pem = x509.load_pem_x509_crl((home.path / "publish/issuing.crl.pem").read_bytes())
     assert pem == crl
+
+
+def test_each_crl_seems_newer_than_the_last_even_in_the_first_hour(home: Home) -> None:
+    # Of two lists of one issuer OpenSSL takes the one with the later thisUpdate.
+    seen = []
+    for number in range(3):
+        home.sync(
+            [device("temp-1"), device("temp-2", revoked="superseded")] if number else [device("temp-2")],
+            NOW + number * SECOND,
+        )
+        home.run("crl", {"days": 7 + number, "refresh_before_days": 6.9 + number}, NOW + number * SECOND + SECOND)
+        seen.append(ca.moment(home.crl(), "last_update"))
+    assert seen == sorted(set(seen))
 
 
 def test_crl_number_grows_even_within_a_second_and_when_the_last_crl_is_lost(home: Home) -> None:

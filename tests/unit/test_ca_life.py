@@ -294,7 +294,7 @@ class SiteLife(RuleBasedStateMachine):
             elif name not in self.picked_up:
                 key = load_pem_private_key((folder / "key.pem").read_bytes(), password=None).public_key()
                 assert ca.fingerprint(key) == index[serial].key  # type: ignore[arg-type]
-        assert b'"pending": {}' in (self.home.path / "passwords.json").read_bytes()
+        assert b'"pending": {}' in (self.home.path / "state/passwords.json").read_bytes()
 
 
 SiteLife.TestCase.settings = settings(

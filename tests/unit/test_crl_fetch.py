@@ -154,7 +154,9 @@ def served() -> Iterator[tuple[str, dict[str, bytes]]]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = files.get(self.path)
-            self.send_response(404 if body is None else 200)
+            self.send_response(302 if self.path == "/moved" else 404 if body is None else 200)
+            if self.path == "/moved":
+                self.send_header("Location", "/issuing.crl")
             self.end_headers()
             self.wfile.write(body or b"")
 
@@ -196,7 +198,8 @@ def test_the_command_writes_what_it_fetched(
 
 
 @pytest.mark.parametrize(
-    ("path", "reason"), [("/missing", "404"), ("/junk", "not a certificate revocation list"), ("/huge", "larger than")]
+    ("path", "reason"),
+    [("/missing", "404"), ("/moved", "302"), ("/junk", "not a certificate revocation list"), ("/huge", "larger than")],
 )
 def test_the_command_leaves_the_output_alone_when_it_refuses(
     authority: Authority,
@@ -208,6 +211,7 @@ def test_the_command_leaves_the_output_alone_when_it_refuses(
 ) -> None:
     url, files = served
     files["/junk"] = b"junk"
+    files["/issuing.crl"] = authority.crl(3)
     files["/huge"] = b"0" * (crl_fetch.MAX_BYTES + 1)
     (tmp_path / "ca.pem").write_bytes(authority.pem)
     (tmp_path / "out").write_bytes(b"as it was")
