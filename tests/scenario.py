@@ -38,8 +38,11 @@ class Scenario:
         return self.lab.folder / "authority"
 
 
-def deploy(lab: Lab) -> Scenario:
-    """Run site.yml on a lab with bare hosts: check, converge, again."""
+def deploy(lab: Lab, *converge: str) -> Scenario:
+    """Run site.yml on a lab with bare hosts: check, converge, again.
+
+    :param converge: further arguments of ansible-playbook for the run that converges.
+    """
     check = lab.play("site.yml", "--check")
     traces = lab.hosts["gateway-1"].exec(["sh", "-c", _TRACES]).stdout
-    return Scenario(lab, check, traces, lab.play("site.yml"), lab.play("site.yml"))
+    return Scenario(lab, check, traces, lab.play("site.yml", *converge), lab.play("site.yml"))

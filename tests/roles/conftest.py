@@ -41,6 +41,6 @@ def alternative_before() -> Iterator[Lab]:
 
 @pytest.fixture(scope="package")
 def alternative(alternative_before: Lab) -> Scenario:
-    """The scenario `alternative`: checked, converged and run again."""
+    """The scenario `alternative`: checked, converged (telling all that Ansible can tell) and run again."""
     forget_key_types(alternative_before.site)
-    return deploy(alternative_before)
+    return deploy(alternative_before, "-vvv", "--diff")
