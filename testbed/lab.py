@@ -46,6 +46,7 @@ from testbed import engine, image, things
 from testbed.common import CHECKOUT, STATE, LabError, run, say, step, tail_of
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
@@ -215,8 +216,9 @@ class Host:
             ) from exc
         # docker-py hands out a file over the socket; the socket itself can be half closed and given a deadline.
         raw: socket.socket = getattr(stream, "_sock")  # noqa: B009 - an attribute that the type does not tell of
+        reader: io.BufferedReader = getattr(stream, "_response").raw._fp.fp  # noqa: B009 - likewise
         try:
-            out, err = _talk(raw, input.encode() if isinstance(input, str) else input, timeout_s)
+            out, err = _talk(raw, reader, input.encode() if isinstance(input, str) else input, timeout_s)
         except TimeoutError as exc:
             raise LabError(
                 f"{shlex.join(words[:3])} on {self.name} took longer than {timeout_s:.0f} s.",
@@ -303,10 +305,13 @@ def _aliases(name: str) -> list[str]:
     return [name, f"{name}.{DOMAIN}"]
 
 
-def _talk(raw: socket.socket, data: bytes | None, timeout_s: float) -> tuple[bytes, bytes]:
+def _talk(raw: socket.socket, reader: io.BufferedReader, data: bytes | None, timeout_s: float) -> tuple[bytes, bytes]:
     """Feed a command its input and collect what it prints, until it ends.
 
     The engine sends frames: one byte for the stream, three of nothing, four for the length, then as many bytes.
+
+    :param reader: what the answer's head was read through. The first frames may have come in one piece with the head,
+        and wait in its buffer: who reads from the socket itself loses them.
     """
     deadline = time.monotonic() + timeout_s
     raw.settimeout(timeout_s)
@@ -316,7 +321,7 @@ def _talk(raw: socket.socket, data: bytes | None, timeout_s: float) -> tuple[byt
         got = bytearray()
         while len(got) < count:
             raw.settimeout(max(0.01, deadline - time.monotonic()))
-            chunk = raw.recv(min(65536, count - len(got)))
+            chunk = reader.read1(min(65536, count - len(got)))
             if not chunk:
                 break
             got += chunk
