@@ -8,6 +8,7 @@ that nobody reads, input that is refused too late, a secret in the output, and t
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import re
 import subprocess
@@ -560,7 +561,89 @@ def test_with_the_root_key_the_issuing_ca_is_renewed(alternative: Scenario, rene
     _server_certificate(alternative).verify_directly_issued_by(renewed)
 
 
-@pytest.mark.usefixtures("renewal")
+# --- a check run on a deployed site tells the truth
+
+
+@dataclass(frozen=True)
+class Change:
+    """A device more, a variable with another value, and a renewed issuing CA, as a check run and a real run see them.
+
+    :ivar before: what was on the disks of gateway and CA before the check run: path -> SHA-256.
+    :ivar after: the same after the check run.
+    :ivar started: when the broker was started, before the real run.
+    """
+
+    check: PlayResult
+    real: PlayResult
+    before: dict[str, str]
+    after: dict[str, str]
+    started: str
+
+
+def _on_disk(scenario: Scenario) -> dict[str, str]:
+    """Every file of gateway and CA that the roles or the CA's tool write."""
+    gateway = scenario.lab.hosts["gateway-1"]
+    told = gateway.exec(
+        ["sh", "-c", "find /etc /usr/local /run/mosquitto -xdev -type f -print0 | sort -z | xargs -0 sha256sum"]
+    ).stdout
+    seen = {path: digest for digest, _, path in (line.partition("  ") for line in told.splitlines())}
+    for folder in (scenario.ca_home, _bundle(scenario)):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                seen[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return seen
+
+
+@pytest.fixture(scope="module")
+def change(alternative: Scenario, renewal: Renewal) -> Change:
+    """Change the site, check, and run."""
+    assert renewal.renewed.rc == 0
+    lab = alternative.lab
+    with (lab.site / "devices.yml").open("a", encoding="utf-8") as file:
+        file.write(_DEVICE.format("temp-999", "sensor"))
+    setting = ("-e", "mosquitto_max_inflight_messages=6")
+    before, started = _on_disk(alternative), _started(alternative)
+    check = lab.play("site.yml", "--check", *setting)
+    after = _on_disk(alternative)
+    return Change(check, lab.play("site.yml", *setting), before, after, started)
+
+
+def test_a_check_run_moves_nothing_on_a_deployed_site(change: Change) -> None:
+    assert "/etc/mosquitto/mosquitto.conf" in change.before
+    assert any(path.endswith("issuing.key") for path in change.before)
+    assert change.after == change.before
+
+
+# What only the real run reports, and why.
+ONLY_REAL = {
+    "enrolment : Ensure the bundles lie in the folder for pick-up": "a check run makes no bundle to copy",
+    "mosquitto : See what the running broker has not taken up": "it follows from files that a check run leaves alone",
+    "mosquitto : See which reloadable files the running broker has not taken up": "the same",
+}
+
+
+def test_a_check_run_reports_what_the_real_run_changes(change: Change) -> None:
+    check, real = ({(task["host"], task["task"]) for task in run.changed_tasks} for run in (change.check, change.real))
+    assert ("gateway-1", "mosquitto : Ensure the broker is configured") in check
+    assert ("gateway-1", "mosquitto : Ensure the broker trusts the site's CA and no other") in check
+    assert {task for _, task in real - check} == set(ONLY_REAL)
+    assert check - real == set()
+
+
+def test_the_broker_restarts_on_the_renewed_ca_and_lets_old_and_new_in(alternative: Scenario, change: Change) -> None:
+    assert _started(alternative) != change.started
+    ca = alternative.lab.hosts["gateway-1"].read_file("/etc/mosquitto/tls/ca.pem")
+    assert _issuing(alternative) in x509.load_pem_x509_certificates(ca)
+    for device in ("temp-101", "temp-999"):
+        folder = _bundle(alternative) / device
+        listener = Listener(
+            alternative.lab.hosts["gateway-1"].address, 18883, folder / "ca.pem", "gateway-1.plant.example"
+        )
+        with Session(listener, Credentials(folder / "certificate.pem", folder / "key.pem")) as session:
+            assert session.publish(f"sensors/{device}/temperature", b"21").granted
+
+
+@pytest.mark.usefixtures("change")
 def test_the_deployed_site_holds(alternative: Scenario) -> None:
     result = alternative.lab.play("verify.yml")
     assert result.failed == 0
