@@ -389,7 +389,12 @@ _DEVICE = "\n  - id: {}\n    location: hall-1\n    roles: [{}]\n"
         ("devices.yml", "", _DEVICE.format("temp-101", "sensor"), r"device 'temp-101' is listed again"),
         ("devices.yml", "", _DEVICE.format("temp-900", "senzor"), r"device 'temp-900' has the role 'senzor'"),
         ("devices.yml", "", _DEVICE.format("temp/901", "sensor"), r"device id 'temp/901' contains '/'"),
-        ("policy.yml", '"sensors/{device.id}/#"', '"sensors/#/x"', r"topic filter 'sensors/#/x' has '#' in level 2"),
+        (
+            "policy.yml",
+            '"sensors/{device.id}/#"',
+            '"sensors/#/x"',
+            r"role 'sensor': topic filter 'sensors/#/x' has '#' in level 2",
+        ),
     ],
     ids=["twice", "role", "id", "filter"],
 )
