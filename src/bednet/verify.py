@@ -122,6 +122,12 @@ class Verdict:
     passed: bool
     evidence: str
 
+    def __post_init__(self) -> None:
+        """Take out what a hostile gateway could do to a terminal with a reason or a topic of its own."""
+        object.__setattr__(
+            self, "evidence", "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in self.evidence)
+        )
+
 
 @dataclass(frozen=True)
 class Check:

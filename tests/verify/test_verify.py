@@ -534,6 +534,10 @@ def test_a_check_that_breaks_is_a_failure_and_not_a_traceback(
     assert "the check itself failed: ZeroDivisionError: oops" in failed(report)["the gateway answers"]
 
 
+def test_a_gateway_cannot_speak_to_the_terminal() -> None:
+    assert verify.Verdict(False, "reason \x1b[2J\x07 of its own").evidence == "reason \ufffd[2J\ufffd of its own"
+
+
 def test_a_report_survives_its_file(tmp_path: Path) -> None:
     report = report_of(result(), result(check="another", passed=False))
     report.write(tmp_path / "report.json")
