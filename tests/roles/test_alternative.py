@@ -361,7 +361,7 @@ def test_another_key_type_for_a_ca_that_is_there_is_refused(alternative: Scenari
 
 
 def test_another_name_for_a_ca_that_is_there_is_refused(alternative: Scenario) -> None:
-    _refused(alternative, "-e", "ca_organization=New Plant", why="ca_organization is New Plant, but .* of Other Plant")
+    _refused(alternative, "-e", "ca_organization=Newcomers", why="ca_organization is Newcomers, but .* is that of Other Plant")
 
 
 @pytest.mark.parametrize(
