@@ -261,7 +261,7 @@ def player_zip() -> bytes:
 
 
 def plan(devices: Sequence[Mapping[str, Any]], clients: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return what each device that has a bundle does.
+    """Return what each device that has a bundle with all that it needs does.
 
     A hall's devices use the hall's gateway: the locations, in the order of devices.yml, are dealt out to the gateways.
     Who only listens, and to everything, listens at every gateway. Every other device speaks MQTT 5.
@@ -273,7 +273,8 @@ def plan(devices: Sequence[Mapping[str, Any]], clients: Mapping[str, Mapping[str
     entries = []
     for number, device in enumerate(devices):
         client = clients.get(device["id"])
-        if client is None:
+        # The key of a device that made its own is not here, so nobody but the device can play it.
+        if client is None or device.get("enrolment") == "csr":
             continue
         habits = _habits(device, devices)
         way = "certificate" if "certificate" in client["authentication"] else "password"

@@ -1122,6 +1122,7 @@ def sync_devices(store: Store, authority: Authority, request: object, now: datet
     sync = Sync.parse(request)
     devices = list(sync.devices.values())
     gone = _gone(store, sync.devices, now)
+    holders = set(store.passwords)
     revoked, lost = _revoke(store, devices, gone, now)
     lost |= _withdraw_passwords(store, sync.devices)
     wanted, superseded, waiting = _decide(store, authority, devices, now, sync.renew)
@@ -1177,6 +1178,7 @@ def sync_devices(store: Store, authority: Authority, request: object, now: datet
         "issued": issued,
         "renewed": renewed,
         "revoked": [{"id": entry.id, "serial": entry.serial, "reason": entry.reason} for entry in revoked],
+        "withdrawn": sorted(holders - set(store.passwords)),  # whose password is no longer one
         "waiting": waiting,
         "removed": gone,
         "bundles": str(store.home / "bundles"),

@@ -21,7 +21,7 @@ from paho.mqtt.client import topic_matches_sub
 from bednet.acl_file import acl_problems, compile_acl_file
 from bednet.errors import SiteError, TopicError
 from bednet.policy import Access, Verdict
-from bednet.site import Site, decide, load_site
+from bednet.site import Site, decide, failing_tests, load_site
 
 if TYPE_CHECKING:
     from tests.unit.policy.conftest import SiteFolder
@@ -164,6 +164,16 @@ def test_a_revoked_device_may_do_nothing_and_has_no_section(site_folder: SiteFol
         assert "revoked: keyCompromise" in decision.reason
     assert "user d1" not in compile_acl_file(site)
     assert site.grants["d1"] == ()
+
+
+def test_revoking_a_device_does_not_wait_for_the_policys_tests(site_folder: SiteFolder) -> None:
+    roles: dict[str, object] = {"r": {"allow": {"publish": ["a"]}}}
+    tests: list[object] = [{"device": "d1", "can": {"publish": ["a"]}, "cannot": {"publish": ["b"]}}]
+    in_service = {"id": "d1", "location": "l1", "roles": ["r"]}
+    site_folder.write_data(devices=[in_service], roles={"r": {"allow": {"publish": ["c"]}}}, tests=tests)
+    assert [problem.code for problem in failing_tests(load_site(site_folder.path))] == ["test-failed"]
+    site_folder.write_data(devices=[{**in_service, "revoked": "keyCompromise"}], roles=roles, tests=tests)
+    assert failing_tests(load_site(site_folder.path)) == []
 
 
 def test_the_probe_may_do_its_own_thing_only(site_folder: SiteFolder) -> None:
