@@ -169,7 +169,7 @@ def test_a_revoked_device_may_do_nothing_and_has_no_section(site_folder: SiteFol
 def test_revoking_a_device_does_not_wait_for_the_policys_tests(site_folder: SiteFolder) -> None:
     roles: dict[str, object] = {"r": {"allow": {"publish": ["a"]}}}
     tests: list[object] = [{"device": "d1", "can": {"publish": ["a"]}, "cannot": {"publish": ["b"]}}]
-    in_service = {"id": "d1", "location": "l1", "roles": ["r"]}
+    in_service: dict[str, object] = {"id": "d1", "location": "l1", "roles": ["r"]}
     site_folder.write_data(devices=[in_service], roles={"r": {"allow": {"publish": ["c"]}}}, tests=tests)
     assert [problem.code for problem in failing_tests(load_site(site_folder.path))] == ["test-failed"]
     site_folder.write_data(devices=[{**in_service, "revoked": "keyCompromise"}], roles=roles, tests=tests)
