@@ -40,6 +40,7 @@ demo-down: ## Take the demo away: hosts, network, processes, and the Docker engi
 
 .PHONY: test
 test: lint ## Run the linters and all suites, on a lab of their own.
+	@$(TESTBED) images trixie bookworm
 	@$(BIN)/python -m pytest -n 2
 
 .PHONY: test-unit

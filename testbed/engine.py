@@ -144,6 +144,10 @@ def answers() -> bool:
     return True
 
 
+# How long another process may take to install and start the engine.
+TURN_S = 300.0
+
+
 def ensure(places: Places | None = None) -> None:
     """Make sure that an engine answers.
 
@@ -162,13 +166,22 @@ def ensure(places: Places | None = None) -> None:
     if shutil.which("dockerd") is None and not debian_like():
         raise LabError("No Docker engine is installed, and this is neither Debian nor Ubuntu.", cure=INSTALL_HINT)
     places.data.mkdir(mode=0o710, parents=True, exist_ok=True)
-    with locked(places.lock):
-        if answers():
-            return
-        if shutil.which("dockerd") is None or shutil.which("iptables") is None:
-            _install(places)
-        if not answers():
-            _start(places)
+    deadline = time.monotonic() + TURN_S
+    # Not a lock that is waited for: who starts the engine goes on to use it, and keeps the lock, shared, all that time.
+    while not answers():
+        with locked(places.lock, wait=False) as alone:
+            if alone and not answers():
+                if shutil.which("dockerd") is None or shutil.which("iptables") is None:
+                    _install(places)
+                if not answers():
+                    _start(places)
+                return
+        if time.monotonic() > deadline:
+            raise LabError(
+                f"Another process has held the Docker engine for {TURN_S:.0f} s, and it does not answer.",
+                cure="End that process (`python -m testbed status` names its labs), or start the engine yourself.",
+            )
+        time.sleep(0.2)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import json
 import re
+import ssl
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -264,13 +265,14 @@ def test_a_longer_keep_alive_is_lowered(alternative: Scenario) -> None:
 def test_a_connection_beyond_the_limit_is_refused(alternative: Scenario) -> None:
     listener, _ = _passwords(alternative)
     gateway = alternative.lab.hosts["gateway-1"]
-    # Mosquitto 2.0 counts each connection that ends twice (eclipse-mosquitto issue 1460), so the limit is only sharp in
-    # a broker that has just started.
+    # Seen on 2.0.11: after connections have come and gone more are let in (compare eclipse-mosquitto issue 1460), so the
+    # limit is only sharp in a broker that has just started.
     gateway.exec(["systemctl", "restart", "mosquitto"])
     with ExitStack() as stack:
         for _ in range(40):
             stack.enter_context(dial(listener))
-        with pytest.raises(ConnectionResetError):
+        # The broker hangs up, with or without a reset; its journal says why.
+        with pytest.raises((ConnectionResetError, ssl.SSLEOFError)):
             stack.enter_context(dial(listener))
     journal = gateway.exec(["journalctl", "--unit=mosquitto", "--lines=200", "--output=cat"]).stdout
     assert "denied: max_connections exceeded" in journal
