@@ -41,6 +41,11 @@ demo-down: ## Take the demo away: hosts, network, processes, and the Docker engi
 .PHONY: test
 test: lint ## Run the linters and all suites, on a lab of their own.
 	@$(TESTBED) images trixie bookworm
+	@$(BIN)/python -m pytest -n 2 -m "not full"
+
+.PHONY: test-full
+test-full: lint ## Run all of that, and the deployments that `make test` has no time for.
+	@$(TESTBED) images trixie bookworm
 	@$(BIN)/python -m pytest -n 2
 
 .PHONY: test-unit

@@ -358,6 +358,7 @@ def test_a_list_that_the_timers_renew_reaches_a_gateway_without_a_playbook(lab: 
     assert "Reloading config" in gateway.exec(["journalctl", "--unit=mosquitto", "--lines=50"]).stdout
 
 
+@pytest.mark.full
 def test_a_run_for_one_gateway_and_the_ca_leaves_the_other_alone(lab: Lab) -> None:
     before = _all_started(lab)
     result = lab.play("site.yml", "--limit", "authority:gateway-2", "--skip-tags", "verification")

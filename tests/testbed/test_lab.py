@@ -31,7 +31,7 @@ pytestmark = pytest.mark.lab
 DEADLINE_S = 40
 
 PLAYBOOK = """
-- hosts: all
+- hosts: gateways
   gather_facts: false
   become: true
   tasks:
@@ -44,7 +44,7 @@ PLAYBOOK = """
 """
 
 FAILING = """
-- hosts: all
+- hosts: gateways
   gather_facts: false
   tasks:
     - name: Fall over
