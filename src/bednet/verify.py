@@ -57,6 +57,9 @@ _LANES = 3
 
 REPORT_VERSION = 1
 
+# Where the role puts its listeners unless told otherwise: certificates, passwords, keys shared beforehand, WebSockets.
+USUAL_PORTS = (8883, 8884, 8885, 9001)
+
 
 class VerifyError(BednetError):
     """The input or report file cannot be used; the message says what is wrong with it."""
@@ -76,6 +79,8 @@ class Gateway:
     :param password_port: None where passwords are off.
     :param websockets_port: None where WebSockets are off.
     :param plaintext_port: the port of unencrypted MQTT, which must be closed.
+    :param closed_ports: further ports that must be closed; None: the usual ports of listeners that this gateway does
+        not have, or has elsewhere (see :attr:`off`).
     :param tls_versions: those that must be accepted ("1.2", "1.3"); every other one must be refused.
     :param max_packet_size: bytes.
     """
@@ -87,8 +92,17 @@ class Gateway:
     password_port: int | None = 8884
     websockets_port: int | None = None
     plaintext_port: int = 1883
+    closed_ports: tuple[int, ...] | None = None
     tls_versions: tuple[str, ...] = ("1.2", "1.3")
     max_packet_size: int = 65536
+
+    @property
+    def off(self) -> tuple[int, ...]:
+        """The ports where a listener could have been forgotten, beside that for plaintext; they must be closed."""
+        if self.closed_ports is not None:
+            return self.closed_ports
+        own = {self.mtls_port, self.password_port, self.websockets_port, self.plaintext_port}
+        return tuple(port for port in USUAL_PORTS if port not in own)
 
 
 @dataclass(frozen=True)
@@ -267,7 +281,8 @@ def _only(item: Mapping[str, object], known: set[str], where: str) -> None:
 
 def _gateway(item: Mapping[str, Any], where: str) -> Gateway:
     _only(item, set(Gateway.__dataclass_fields__), where)
-    gateway = Gateway(**{**item, "tls_versions": tuple(item.get("tls_versions", Gateway.tls_versions))})
+    lists = {name: tuple(item[name]) for name in ("tls_versions", "closed_ports") if item.get(name) is not None}
+    gateway = Gateway(**{**item, **lists})
     if not gateway.tls_versions or set(gateway.tls_versions) - {"1.2", "1.3"}:
         raise VerifyError(f'{where}: tls_versions is {list(gateway.tls_versions)}, expected "1.2", "1.3" or both')
     for name in ("mtls_port", "plaintext_port", "max_packet_size"):
@@ -276,6 +291,8 @@ def _gateway(item: Mapping[str, Any], where: str) -> Gateway:
     for name in ("password_port", "websockets_port"):
         if getattr(gateway, name) is not None and type(getattr(gateway, name)) is not int:
             raise VerifyError(f"{where}: {name} is neither a number nor null")
+    if any(type(port) is not int for port in gateway.off):
+        raise VerifyError(f"{where}: closed_ports is {list(gateway.off)}, expected numbers")
     return gateway
 
 
@@ -422,12 +439,21 @@ REACHABLE = Check("reachability", "the gateway answers", True, _answers)
 # --- Encryption -----------------------------------------------------------------------------------------------------
 
 
-def _plaintext_closed(target: Target) -> Verdict:
-    listener = Listener(target.gateway.address, target.gateway.plaintext_port, tls=False)
-    seen = probe.tcp(listener.host, listener.port, timeout=2)
+def _closed(target: Target, port: int) -> Verdict:
+    seen = probe.tcp(target.gateway.address, port, timeout=2)
     if seen.outcome in (Outcome.UNREACHABLE, Outcome.TIMEOUT):
-        return Verdict(True, f"{listener.port}: {seen.reason}")
-    return Verdict(False, f"{listener.port} is open; to plaintext MQTT it says: {probe.enter(listener, version=4)}")
+        return Verdict(True, seen.reason)
+    said = probe.enter(Listener(target.gateway.address, port, tls=False), version=4)
+    return Verdict(False, f"is open; to plaintext MQTT it says: {said}")
+
+
+def _plaintext_closed(target: Target) -> Verdict:
+    port = target.gateway.plaintext_port
+    return _joined([(str(port), _closed(target, port))])
+
+
+def _off_closed(target: Target) -> Verdict:
+    return _joined([(str(port), _closed(target, port)) for port in target.gateway.off])
 
 
 def _plaintext_refused(target: Target) -> Verdict:
@@ -845,6 +871,9 @@ _ENCRYPTION, _AUTHENTICATION, _ACCESS, _LIMITS = "encryption", "authentication",
 CHECKS: tuple[Check, ...] = (
     REACHABLE,
     Check(_ENCRYPTION, "the plaintext port is closed", True, _plaintext_closed),
+    Check(
+        _ENCRYPTION, "listeners that are off are closed", False, _off_closed, applies=lambda gateway: bool(gateway.off)
+    ),
     Check(_ENCRYPTION, "plaintext MQTT is refused", True, _plaintext_refused),
     Check(_ENCRYPTION, "TLS versions that are not configured are refused", False, _old_tls_refused),
     Check(_ENCRYPTION, "broken ciphers are refused", False, _suites_refused(probe.BROKEN_SUITES)),

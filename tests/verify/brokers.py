@@ -199,12 +199,13 @@ class Ports:
     mtls: int
     password: int
     plaintext: int
+    off: int
 
     @classmethod
     def some(cls) -> Ports:
         """Return ports that hardly anybody uses, below those that systems give out by themselves."""
-        base = 20000 + 3 * secrets.randbelow(4000)
-        return cls(base, base + 1, base + 2)
+        base = 20000 + 4 * secrets.randbelow(3000)
+        return cls(base, base + 1, base + 2, base + 3)
 
     def gateway(self, name: str = "gateway-1", address: str = LOCAL) -> Gateway:
         """Return how such a broker describes itself to `bednet verify`."""
@@ -215,6 +216,8 @@ class Ports:
             mtls_port=self.mtls,
             password_port=self.password,
             plaintext_port=self.plaintext,
+            # The usual ones are those of the gateway that is deployed on the same host.
+            closed_ports=(self.off,),
             max_packet_size=65536,
         )
 

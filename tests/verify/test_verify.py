@@ -198,6 +198,21 @@ LAX = [
         more=lambda ports: f"listener {ports.plaintext}\nallow_anonymous false",
     ),
     Lax(
+        "a listener that was turned off and still runs",
+        {"listeners that are off are closed"},
+        "is open; to plaintext MQTT it says: ",
+        more=lambda ports: (
+            f"listener {ports.off}\ncertfile server.pem\nkeyfile server.key\nallow_anonymous false\n"
+            "password_file passwords\nuse_username_as_clientid true\nacl_file acl"
+        ),
+    ),
+    Lax(
+        "a forgotten listener without TLS",
+        {"listeners that are off are closed"},
+        "is open; to plaintext MQTT it says: accepted",
+        more=lambda ports: f"listener {ports.off}\nallow_anonymous true",
+    ),
+    Lax(
         "no TLS on the password listener",
         {"the gateway answers"},
         "does not speak TLS",
@@ -434,7 +449,8 @@ def test_a_gateway_that_is_down_is_one_clear_failure(local: brokers.PKI) -> None
 def mute() -> Iterator[brokers.Ports]:
     """Two ports that accept connections and never say a word."""
     servers = [socket.create_server((brokers.LOCAL, 0)) for _ in range(2)]
-    yield brokers.Ports(servers[0].getsockname()[1], servers[1].getsockname()[1], brokers.Ports.some().plaintext)
+    free = brokers.Ports.some()
+    yield brokers.Ports(servers[0].getsockname()[1], servers[1].getsockname()[1], free.plaintext, free.off)
     for server in servers:
         server.close()
 
@@ -449,7 +465,7 @@ def test_a_gateway_that_says_nothing_fails_in_bounded_time(local: brokers.PKI, m
 @pytest.fixture
 def yes_man() -> Iterator[brokers.Ports]:
     """A server that answers everything on every port with a CONNACK that says yes, without TLS."""
-    servers = [socket.create_server((brokers.LOCAL, 0)) for _ in range(3)]
+    servers = [socket.create_server((brokers.LOCAL, 0)) for _ in range(4)]
 
     def serve(server: socket.socket) -> None:
         while True:
@@ -585,6 +601,27 @@ GATEWAY = {"name": "g", "address": "192.0.2.1", "server_name": "g.plant.example"
 
 
 @pytest.mark.parametrize(
+    ("listeners", "off"),
+    [
+        ({}, (8885, 9001)),
+        ({"password_port": None}, (8884, 8885, 9001)),
+        ({"websockets_port": 9001}, (8885,)),
+        # One that was moved leaves its usual port closed, and one that was moved to another's usual port is no mistake.
+        ({"mtls_port": 18883, "password_port": 18884, "websockets_port": 19001}, (8883, 8884, 8885, 9001)),
+        ({"password_port": 9001}, (8884, 8885)),
+        # The check of plaintext looks there already.
+        ({"plaintext_port": 8885}, (9001,)),
+        ({"closed_ports": [8080]}, (8080,)),
+        ({"closed_ports": []}, ()),
+    ],
+)
+def test_the_usual_ports_of_listeners_that_are_off_must_be_closed(
+    local: brokers.PKI, listeners: dict[str, Any], off: tuple[int, ...]
+) -> None:
+    assert verify.read_input(written(local, gateways=[{**GATEWAY, **listeners}])).gateways[0].off == off
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"gateways": []}, "no gateway to verify"),
@@ -595,6 +632,8 @@ GATEWAY = {"name": "g", "address": "192.0.2.1", "server_name": "g.plant.example"
         ({"gateways": [{**GATEWAY, "tls_versions": ["1.1"]}]}, "tls_versions is"),
         ({"gateways": [{**GATEWAY, "mtls_port": "8883"}]}, "mtls_port is not a number"),
         ({"gateways": [{**GATEWAY, "websockets_port": True}]}, "websockets_port is neither a number nor null"),
+        ({"gateways": [{**GATEWAY, "closed_ports": ["8884"]}]}, r"closed_ports is \['8884'\], expected numbers"),
+        ({"gateways": [{**GATEWAY, "closed_ports": 8884}]}, "not what the role `verification` writes"),
         ({"gateways": [{"name": "g"}]}, "address"),
         ({"checks": "some"}, 'expected "bite" or "all"'),
         ({"canary": {"certificate": "/nowhere/c.pem", "key": "/nowhere/c.key"}}, "there is no file /nowhere/c.pem"),
