@@ -4,7 +4,8 @@
 ``bednet-ca [--home DIR] [--check] COMMAND`` reads one JSON object on stdin and writes one on stdout. Commands:
 
 - ``sign-server``: a gateway's CSR becomes its server certificate.
-- ``sync-devices``: certificates, passwords and bundles follow the site's list of devices.
+- ``sync-devices``: certificates, passwords, pre-shared keys and bundles follow the site's list of devices.
+- ``revoke``: one device loses all of them at once, whatever the state of the site's other files.
 - ``probe``: the identity of ``bednet verify``, and the revoked canary.
 - ``crl``: renews the revocation list before it gets old.
 - ``status``: read-only health of the CA; exit code 1 when somebody has to act.
@@ -13,7 +14,7 @@ This file runs alone: Python 3.11 and python3-cryptography 38 or later, nothing 
 
 No certificate exists that the index does not know. A run writes in this order, each file atomically, under a lock:
 
-1. ``state/passwords.json``: new passwords, and secrets on their way to a bundle (``pending``),
+1. ``state/passwords.json``: new passwords and pre-shared keys, and secrets on their way to a bundle (``pending``),
 2. ``state/index.json``: new certificates, revocations. This is the point of no return,
 3. ``publish/``: the CRL, so that a revocation takes effect before anything else,
 4. ``issued/``, ``bundles/``: both can be made again from 1 and 2,
@@ -77,7 +78,7 @@ REASONS = (
     "cessationOfOperation",
     "privilegeWithdrawn",
 )
-AUTHENTICATION = ("certificate", "password")
+AUTHENTICATION = ("certificate", "password", "psk")
 # The folders that the tool writes to are its own; the one above them, and the keys of the CAs, are root's.
 INDEX = "state/index.json"
 PASSWORDS = "state/passwords.json"
@@ -98,6 +99,8 @@ DEFAULT_WARN_DAYS = 30.0
 PASSWORD_ITERATIONS = 101
 PASSWORD_SALT_BYTES = 12
 PASSWORD_BYTES = 32
+# Mosquitto and its clients take a pre-shared key as hex digits.
+PSK_BYTES = 32
 # From here on one sync of the whole file system is cheaper than one for each file.
 FSYNC_EACH = 16
 
@@ -218,6 +221,11 @@ class Device:
     def wants_password(self) -> bool:
         """Whether it may hold a password."""
         return self.revoked is None and "password" in self.authentication
+
+    @property
+    def wants_psk(self) -> bool:
+        """Whether it may hold a pre-shared key."""
+        return self.revoked is None and "psk" in self.authentication
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -543,6 +551,7 @@ class Store:
         self.entries: dict[str, Entry] = {}
         self.crl_days = DEFAULT_CRL_DAYS
         self.passwords: dict[str, str] = {}
+        self.psk: dict[str, str] = {}
         self.probe_password: str | None = None
         self.pending: dict[str, dict[str, str]] = {}
         self.canary_key: str | None = None
@@ -559,6 +568,7 @@ class Store:
                 self.entries[serial] = Entry(serial=serial, **{**data, "names": tuple(data.get("names", ()))})
             self.crl_days = float(index.get("crl_days", DEFAULT_CRL_DAYS))
             self.passwords = kept.get("passwords", {})
+            self.psk = kept.get("psk", {})
             self.pending = kept.get("pending", {})
             self.probe_password = kept.get("probe_password")
             self.canary_key = kept.get("canary_key")
@@ -662,6 +672,11 @@ class Store:
         self.passwords[name] = hash_password(password, secrets.token_bytes(PASSWORD_SALT_BYTES))
         return password
 
+    def new_psk(self, name: str) -> str:
+        """Make an identity's pre-shared key, in hex. It is kept: both ends of the handshake need the key itself."""
+        self.psk[name] = secrets.token_hex(PSK_BYTES)
+        return self.psk[name]
+
     def password_file(self) -> str:
         """Return what every broker's password_file holds: a line for each device with a password, and the probe's."""
         return "".join(f"{name}:{self.passwords[name]}\n" for name in sorted(self.passwords))
@@ -670,6 +685,7 @@ class Store:
         """Take step 1 and 5 of a run."""
         content: Json = {
             "passwords": self.passwords,
+            "psk": self.psk,
             "pending": self.pending,
             "probe_password": self.probe_password,
             "canary_key": self.canary_key,
@@ -938,6 +954,11 @@ def ensure_canary(store: Store, authority: Authority, now: datetime, renew: time
     return store.entries[entry.serial]
 
 
+def ensure_probe_psk(store: Store) -> str:
+    """Return the pre-shared key of ``bednet verify``."""
+    return store.psk.get(PROBE) or store.new_psk(PROBE)
+
+
 def ensure_probe_password(store: Store) -> str:
     """Return the password of ``bednet verify``, the one password that is kept: it has no bundle."""
     if store.probe_password is None or PROBE not in store.passwords:
@@ -1022,7 +1043,22 @@ def sign_server(store: Store, authority: Authority, request: object, now: dateti
         "serial": entry.serial if entry.pem else None,
         "not_after": entry.not_after,
         "crl": (store.read("publish/issuing.crl.pem") or b"").decode(),
+        **_for_gateways(store, now),
+    }
+
+
+def _for_gateways(store: Store, now: datetime) -> Json:
+    """Return what every gateway holds connections against: secrets and revoked serial numbers."""
+    return {
         "password_file": store.password_file(),
+        "passwords": store.passwords,
+        "psk": store.psk,
+        # A gateway is no client; and what has run out is refused for that.
+        "revoked_serials": {
+            entry.serial: entry.reason
+            for entry in store.entries.values()
+            if entry.reason is not None and entry.kind != "server" and not entry.expired(now)
+        },
     }
 
 
@@ -1059,6 +1095,7 @@ class Gateway:
     address: str
     mtls_port: int
     password_port: int | None
+    psk_port: int | None = None
 
     @classmethod
     def parse(cls, data: object) -> Gateway:
@@ -1069,6 +1106,7 @@ class Gateway:
             address=fields.text("address"),
             mtls_port=fields.take("mtls_port", (int,), "a port"),
             password_port=fields.take("password_port", (int, type(None)), "a port, or null where there is none"),
+            psk_port=fields.take("psk_port", (int, type(None)), "a port, or null where there is none", None),
         )
         fields.done()
         return gateway
@@ -1115,16 +1153,16 @@ class Sync:
 
 
 def sync_devices(store: Store, authority: Authority, request: object, now: datetime) -> Json:
-    """Let certificates, passwords and bundles follow the site's list of devices.
+    """Let certificates, passwords, pre-shared keys and bundles follow the site's list of devices.
 
     Everything is decided in memory first: a refusal leaves the files as they were.
     """
     sync = Sync.parse(request)
     devices = list(sync.devices.values())
     gone = _gone(store, sync.devices, now)
-    holders = set(store.passwords)
+    holders = set(store.passwords), set(store.psk)
     revoked, lost = _revoke(store, devices, gone, now)
-    lost |= _withdraw_passwords(store, sync.devices)
+    lost |= _withdraw_secrets(store, sync.devices)
     wanted, superseded, waiting = _decide(store, authority, devices, now, sync.renew)
     for entry in superseded:
         store.revoke(entry, "superseded", now)
@@ -1166,7 +1204,10 @@ def sync_devices(store: Store, authority: Authority, request: object, now: datet
     for device in devices:
         if device.wants_password and device.id not in store.passwords:
             store.pending.setdefault(device.id, {})["password"] = store.new_password(device.id)
+        if device.wants_psk and device.id not in store.psk:
+            store.pending.setdefault(device.id, {})["psk"] = store.new_psk(device.id)
     ensure_probe_password(store)
+    ensure_probe_psk(store)
     ensure_canary(store, authority, now, CANARY_RENEWAL)
 
     _save(store, authority, now)
@@ -1178,24 +1219,54 @@ def sync_devices(store: Store, authority: Authority, request: object, now: datet
         "issued": issued,
         "renewed": renewed,
         "revoked": [{"id": entry.id, "serial": entry.serial, "reason": entry.reason} for entry in revoked],
-        "withdrawn": sorted(holders - set(store.passwords)),  # whose password is no longer one
+        # whose password, or pre-shared key, is no longer one
+        "withdrawn": sorted((holders[0] - set(store.passwords)) | (holders[1] - set(store.psk))),
         "waiting": waiting,
         "removed": gone,
         "bundles": str(store.home / "bundles"),
-        "password_file": store.password_file(),
+        **_for_gateways(store, now),
     }
 
 
-def _withdraw_passwords(store: Store, listed: dict[str, Device]) -> set[str]:
-    """Forget the passwords of devices that may no longer have one. :returns: those that may not connect at all now."""
+def _withdraw_secrets(store: Store, listed: dict[str, Device]) -> set[str]:
+    """Forget passwords and pre-shared keys of devices that may no longer have one.
+
+    :returns: those that may not connect at all now.
+    """
     lost = set()
-    for name in [name for name in store.passwords if not name.startswith(RESERVED)]:
-        device = listed.get(name)
-        if device is None or not device.wants_password:
-            del store.passwords[name]
-            if device is None or device.revoked:
+    for held, wanted in (
+        (store.passwords, {device.id for device in listed.values() if device.wants_password}),
+        (store.psk, {device.id for device in listed.values() if device.wants_psk}),
+    ):
+        for name in [name for name in held if not name.startswith(RESERVED) and name not in wanted]:
+            del held[name]
+            if name not in listed or listed[name].revoked:
                 lost.add(name)
     return lost
+
+
+def revoke(store: Store, authority: Authority, request: object, now: datetime) -> Json:
+    """Take everything away from one device. The site's list of devices says so as well, or the next sync gives it back.
+
+    Nothing but the device is looked at: no mistake elsewhere in the site's files holds a revocation up.
+    """
+    fields = Fields(request, "revoke")
+    name, reason = fields.text("id"), fields.text("reason")
+    fields.done()
+    device = Device.parse({"id": name, "revoked": reason})
+    revoked, _ = _revoke(store, [device], [], now)
+    withdrawn = [name for held in (store.passwords, store.psk) if held.pop(name, None) is not None]
+    store.pending.pop(name, None)
+    _save(store, authority, now)
+    if name in store.names("bundles"):
+        store.remove_bundle(name)
+    return {
+        "changed": store.changed,
+        "revoked": [{"id": entry.id, "serial": entry.serial, "reason": entry.reason} for entry in revoked],
+        "withdrawn": sorted(set(withdrawn)),
+        "crl": (store.read("publish/issuing.crl.pem") or b"").decode(),
+        "revoked_serials": _for_gateways(store, now)["revoked_serials"],
+    }
 
 
 def _keep_pending(store: Store) -> None:
@@ -1207,6 +1278,8 @@ def _keep_pending(store: Store) -> None:
         kept = {"key.pem": arriving["key.pem"]} if any(e.id == name and e.reason is None for e in owners) else {}
         if "password" in arriving and is_password(arriving["password"], store.passwords.get(name)):
             kept["password"] = arriving["password"]
+        if "psk" in arriving and arriving["psk"] == store.psk.get(name):
+            kept["psk"] = arriving["psk"]
         if kept:
             pending[name] = kept
     store.pending = pending
@@ -1215,7 +1288,8 @@ def _keep_pending(store: Store) -> None:
 def _gone(store: Store, listed: Collection[str], now: datetime) -> list[str]:
     """Devices that hold something and are no longer listed."""
     holding = {e.id for e in store.entries.values() if e.kind == "device" and e.reason is None and not e.expired(now)}
-    holding |= {name for name in store.passwords if not name.startswith(RESERVED)} | store.names("bundles")
+    holding |= {name for name in {*store.passwords, *store.psk} if not name.startswith(RESERVED)}
+    holding |= store.names("bundles")
     return sorted(holding - set(listed))
 
 
@@ -1290,7 +1364,7 @@ def _decide(
 def _write_bundles(store: Store, authority: Authority, sync: Sync, now: datetime) -> None:
     """Give each device what it needs in one folder, and remove the folders of those who may have nothing.
 
-    A key or password that the operator deleted after pick-up stays deleted.
+    A secret that the operator deleted after pick-up stays deleted.
     """
     current: dict[str, Entry] = {}
     for entry in store.entries.values():
@@ -1301,18 +1375,21 @@ def _write_bundles(store: Store, authority: Authority, sync: Sync, now: datetime
     existing, wanted = store.names("bundles"), set()
     for device in sync.devices.values():
         held = current.get(device.id) if device.wants_certificate else None
-        if held is None and not device.wants_password:
+        if held is None and not device.wants_password and not device.wants_psk:
             continue
         wanted.add(device.id)
         folder = f"bundles/{device.id}"
         files = {"ca.pem": authority.ca_pem, **store.pending.get(device.id, {})}
-        allowed = {"ca.pem", "client.json", "README.txt"} | ({"password"} if device.wants_password else set())
+        allowed = {"ca.pem", "client.json", "README.txt"}
+        allowed |= {"password"} if device.wants_password else set()
+        allowed |= {"psk"} if device.wants_psk else set()
         if held is not None:
             files["certificate.pem"] = (held.pem or "") + authority.issuing_pem
             allowed |= {"certificate.pem", "key.pem"} if held.enrolment == "bundle" else {"certificate.pem"}
         client = {
             "id": device.id,
             "authentication": list(device.authentication),
+            **({"psk_identity": device.id} if device.wants_psk else {}),
             "gateways": [asdict(gateway) for gateway in sync.gateways],
         }
         files["client.json"] = json.dumps(client, indent=2) + "\n"
@@ -1320,7 +1397,7 @@ def _write_bundles(store: Store, authority: Authority, sync: Sync, now: datetime
         for name in ("key.pem", *sorted(set(files) - {"key.pem"})):
             if name in files:
                 store.write(f"{folder}/{name}", files[name], 0o600)
-        for name in store.names(folder) & ({"key.pem", "certificate.pem", "password"} - allowed):
+        for name in store.names(folder) & ({"key.pem", "certificate.pem", "password", "psk"} - allowed):
             store.changed = True
             if not store.check:
                 (store.home / folder / name).unlink()
@@ -1347,7 +1424,14 @@ def _read_me(device: Device, entry: Entry | None, gateways: Iterable[Gateway]) -
             f"With its password, over TLS: {places}",
             f"  trust ca.pem, user name {device.id}, the password is the content of the file password.",
         ]
-    lines += ["The gateways set the client id to the device's id, whatever it sends.", ""]
+    if device.wants_psk:
+        places = ", ".join(f"{g.address}:{g.psk_port}" for g in gateways if g.psk_port) or "no gateway"
+        lines += [
+            f"With its pre-shared key, over TLS: {places}",
+            f"  identity {device.id}, the key is the content of the file psk (hex); TLS 1.3, or TLS 1.2 with",
+            "  ECDHE-PSK-CHACHA20-POLY1305. There is no certificate to trust: who has the key is the gateway.",
+        ]
+    lines += [f"The client id must be {device.id}.", ""]
     if entry is not None and entry.enrolment == "bundle":
         lines += [
             "key.pem: this key was made by the CA and travels. Carry it over a channel that you trust, and delete it",
@@ -1355,6 +1439,8 @@ def _read_me(device: Device, entry: Entry | None, gateways: Iterable[Gateway]) -
         ]
     if device.wants_password:
         lines += ["password: likewise; the CA and the gateways keep its hash only."]
+    if device.wants_psk:
+        lines += ["psk: likewise; but the CA and the gateways keep the key itself, since a handshake needs it."]
     return "\n".join(lines) + "\n"
 
 
@@ -1372,6 +1458,7 @@ def probe(store: Store, authority: Authority, request: object, now: datetime) ->
         end = authority.end(now, days, days / 2)
         entry = issue(store, authority, key, name=PROBE, kind="probe", enrolment="csr", now=now, end=end)
     password = ensure_probe_password(store)
+    psk = ensure_probe_psk(store)
     canary = ensure_canary(store, authority, now, CANARY_LAST_MOMENT)
     _save(store, authority, now)
     return {
@@ -1380,6 +1467,7 @@ def probe(store: Store, authority: Authority, request: object, now: datetime) ->
         "chain": entry.pem and entry.pem + authority.issuing_pem,
         "ca": authority.ca_pem,
         "password": password,
+        "psk": psk,
         "canary_certificate": canary.pem,
         "canary_key": store.canary_key,
     }
@@ -1438,6 +1526,7 @@ def status(store: Store, authority: Authority, request: object, now: datetime) -
         "crl": {"next_update": stamp(moment(last, "next_update")), "revoked": len(last)} if last is not None else None,
         "certificates": kinds,
         "passwords": len(store.passwords),
+        "psk": len(store.psk),
     }
 
 
@@ -1445,7 +1534,8 @@ HELP = """\
 requests (an unknown or missing field is named; [..] may be left out):
   sign-server   name csr days renew_before_days dns:[..] ip:[..] [crl_url]
   sync-devices  devices:[{id [authentication enrolment csr revoked]}] days renew_before_days
-                revoke_at_most gateways:[{name address mtls_port password_port}] [key_type crl_url servers]
+                revoke_at_most gateways:[{name address mtls_port password_port [psk_port]}] [key_type crl_url servers]
+  revoke        id reason
   probe         csr [days]
   crl           days refresh_before_days
   status        [warn_days]
@@ -1454,6 +1544,7 @@ requests (an unknown or missing field is named; [..] may be left out):
 COMMANDS = {
     "sign-server": sign_server,
     "sync-devices": sync_devices,
+    "revoke": revoke,
     "probe": probe,
     "crl": renew_crl,
     "status": status,

@@ -35,7 +35,15 @@ if TYPE_CHECKING:
 
 NOW = START + timedelta(days=10)
 SECOND, DAY = timedelta(seconds=1), timedelta(days=1)
-GATEWAYS = [{"name": "gateway-1", "address": "gateway-1.plant.example", "mtls_port": 8883, "password_port": 8884}]
+GATEWAYS = [
+    {
+        "name": "gateway-1",
+        "address": "gateway-1.plant.example",
+        "mtls_port": 8883,
+        "password_port": 8884,
+        "psk_port": 8885,
+    }
+]
 NAMES = {"dns": ["gateway-1.plant.example", "gateway-1"], "ip": ["10.20.0.11"]}
 
 
@@ -395,12 +403,12 @@ def test_renamed_device_keeps_its_key(home: Home) -> None:
 @pytest.mark.parametrize("kind", ["P-256", "P-384", "RSA-2048", "Ed25519"])
 def test_bundle_has_what_a_device_needs(tmp_path: Path, kind: str) -> None:
     home = make_home(tmp_path / "ca", key_type=kind)
-    devices = [device("temp-1", "certificate", "password")]
+    devices = [device("temp-1", "certificate", "password", "psk")]
     answer = home.sync(devices, NOW, key_type=kind, gateways=GATEWAYS)
     bundle = home.path / "bundles/temp-1"
     assert answer["bundles"] == str(home.path / "bundles")
     assert {file.name for file in bundle.iterdir()} == {
-        "key.pem", "certificate.pem", "ca.pem", "password", "client.json", "README.txt",
+        "key.pem", "certificate.pem", "ca.pem", "password", "psk", "client.json", "README.txt",
     }  # fmt: skip
     for folder in (home.path / "bundles", bundle):
         assert folder.stat().st_mode & 0o777 == 0o700
@@ -416,13 +424,17 @@ def test_bundle_has_what_a_device_needs(tmp_path: Path, kind: str) -> None:
     assert load(chain).subject.rfc4514_string() == "CN=temp-1,O=Plant Example"
     assert json.loads((bundle / "client.json").read_text()) == {
         "id": "temp-1",
-        "authentication": ["certificate", "password"],
+        "authentication": ["certificate", "password", "psk"],
+        "psk_identity": "temp-1",
         "gateways": GATEWAYS,
     }
     text = (bundle / "README.txt").read_text()
     for part in (
         "gateway-1.plant.example:8883",
         "gateway-1.plant.example:8884",
+        "gateway-1.plant.example:8885",
+        "identity temp-1, the key is the content of the file psk",
+        "The client id must be temp-1.",
         "made by the CA and travels",
         "delete",
     ):
@@ -441,10 +453,60 @@ def test_a_device_password_is_in_its_bundle_and_nowhere_else(home: Home) -> None
 
 
 def test_a_site_without_a_password_listener_is_no_reason_to_refuse(home: Home) -> None:
-    request = sync_request([device("temp-1", "certificate", "password")])
+    request = sync_request([device("temp-1", "certificate", "password", "psk")])
     request["gateways"] = [{"name": "gateway-1", "address": "192.0.2.11", "mtls_port": 8883, "password_port": None}]
     ca.run("sync-devices", request, home=home.path, now=NOW)
-    assert "With its password, over TLS: no gateway" in (home.path / "bundles/temp-1/README.txt").read_text()
+    text = (home.path / "bundles/temp-1/README.txt").read_text()
+    assert "With its password, over TLS: no gateway" in text
+    assert "With its pre-shared key, over TLS: no gateway" in text
+
+
+def test_a_pre_shared_key_is_kept_for_the_gateways_and_readable_by_nobody_else(home: Home) -> None:
+    devices = [device("temp-1", "psk"), device("temp-2", "psk", "certificate"), device("plc-1", "password")]
+    answer = home.sync(devices, NOW, gateways=GATEWAYS)
+    assert list(answer["psk"]) == ["temp-1", "temp-2", "bednet-probe"]
+    keys = {name: (home.path / f"bundles/{name}/psk").read_text() for name in ("temp-1", "temp-2")}
+    assert keys == {name: answer["psk"][name] for name in keys}
+    assert all(len(bytes.fromhex(key)) == 32 for key in keys.values())
+    assert len(set(answer["psk"].values())) == 3
+    holders = [
+        (str(file.relative_to(home.path)), file.stat().st_mode & 0o777)
+        for file in home.path.rglob("*")
+        if file.is_file() and keys["temp-1"] in file.read_text(errors="replace")
+    ]
+    assert sorted(holders) == [("bundles/temp-1/psk", 0o600), ("state/passwords.json", 0o600)]
+    assert {file.name for file in (home.path / "bundles/temp-1").iterdir()} == {
+        "psk", "ca.pem", "client.json", "README.txt",
+    }  # fmt: skip
+    # A gateway that comes later is given the same keys.
+    assert home.sync(devices, NOW + DAY, gateways=GATEWAYS)["changed"] is False
+    assert home.run("sign-server", server_request(ca.make_key("P-256")), NOW + DAY)["psk"] == answer["psk"]
+    assert home.run("probe", {"csr": make_csr(ca.make_key("P-256"), None)}, NOW)["psk"] == answer["psk"]["bednet-probe"]
+
+
+def test_device_without_psk_authentication_loses_its_key_only(home: Home) -> None:
+    home.sync([device("temp-1", "certificate", "psk")], NOW)
+    answer = home.sync([device("temp-1")], NOW, revoke_at_most=0)
+    assert (answer["revoked"], answer["withdrawn"], list(answer["psk"])) == ([], ["temp-1"], ["bednet-probe"])
+    assert not (home.path / "bundles/temp-1/psk").exists()
+    assert (home.path / "bundles/temp-1/key.pem").exists()
+
+
+def test_gateways_are_told_the_hashes_and_every_revoked_serial_number(home: Home, gateway_key: Any) -> None:
+    home.sync([device("temp-1", "certificate", "password"), device("temp-2")], NOW)
+    old = current(home, "temp-1")
+    home.sync([device("temp-1", "certificate", "password", revoked="superseded"), device("temp-2")], NOW)
+    told = home.run("sign-server", server_request(gateway_key), NOW)
+    assert list(told["passwords"]) == ["bednet-probe"]
+    assert told["password_file"] == f"bednet-probe:{told['passwords']['bednet-probe']}\n"
+    canary = next(entry for entry in home.entries().values() if entry.kind == "canary")
+    assert told["revoked_serials"] == {old.serial: "superseded", canary.serial: "cessationOfOperation"}
+    # A key of its own instead: the old server certificate is revoked, and no client's.
+    assert (
+        home.run("sign-server", server_request(ca.make_key("P-256")), NOW)["revoked_serials"] == told["revoked_serials"]
+    )
+    later = home.run("sign-server", server_request(gateway_key), NOW + 91 * DAY)
+    assert old.serial not in later["revoked_serials"]
 
 
 def test_password_file_has_the_hashes_that_mosquitto_expects(home: Home) -> None:
@@ -560,14 +622,15 @@ def test_csr_that_is_late_or_gone_takes_nothing_away(home: Home) -> None:
 
 @pytest.mark.parametrize("reason", ca.REASONS)
 def test_revoked_device_loses_everything(home: Home, reason: str) -> None:
-    home.sync([device("temp-1", "certificate", "password"), device("temp-2")], NOW)
-    home.sync([device("temp-1", "certificate", "password"), device("temp-2")], NOW + 60 * DAY)  # a second certificate
+    home.sync([device("temp-1", "certificate", "password", "psk"), device("temp-2")], NOW)
+    home.sync([device("temp-1", "certificate", "password", "psk"), device("temp-2")], NOW + 60 * DAY)  # a second one
     serials = {entry.serial for entry in home.entries().values() if entry.id == "temp-1"}
     assert len(serials) == 2
     chain = (home.path / "bundles/temp-1/certificate.pem").read_text()
     later = NOW + 61 * DAY
-    devices = [device("temp-1", "certificate", "password", revoked=reason), device("temp-2")]
+    devices = [device("temp-1", "certificate", "password", "psk", revoked=reason), device("temp-2")]
     answer = home.sync(devices, later)
+    assert answer["withdrawn"] == ["temp-1"]
     assert {item["serial"] for item in answer["revoked"]} == serials
     assert {(item["id"], item["reason"]) for item in answer["revoked"]} == {("temp-1", reason)}
     assert {home.listed()[number] for number in serials} == {reason}
@@ -580,6 +643,60 @@ def test_revoked_device_loses_everything(home: Home, reason: str) -> None:
         if f"{revoked.serial_number:040x}" in serials:
             # RFC 5280 5.3.1: unspecified is said by leaving the reason out.
             assert len(revoked.extensions) == (0 if reason == "unspecified" else 1)
+
+
+@pytest.mark.parametrize("reason", ca.REASONS)
+def test_revoking_one_device_does_what_a_sync_does(home: Home, reason: str) -> None:
+    ways = ("certificate", "password", "psk")
+    home.sync([device("temp-1", *ways), device("temp-2", *ways)], NOW)
+    old, before = current(home, "temp-1"), home.snapshot()
+    dry = home.run("revoke", {"id": "temp-1", "reason": reason}, NOW, check=True)
+    assert home.snapshot() == before
+    answer = home.run("revoke", {"id": "temp-1", "reason": reason}, NOW)
+    for told in (dry, answer):
+        assert (told["changed"], told["withdrawn"]) == (True, ["temp-1"])
+        assert told["revoked"] == [{"id": "temp-1", "serial": old.serial, "reason": reason}]
+    assert answer["revoked_serials"][old.serial] == reason
+    assert x509.load_pem_x509_crl(answer["crl"].encode()) == home.crl()
+    assert home.listed()[old.serial] == reason
+    assert "temp-1" not in (home.path / "state/passwords.json").read_text()
+    assert not (home.path / "bundles/temp-1").exists()
+    assert {file.name for file in (home.path / "bundles/temp-2").iterdir()} >= {"key.pem", "password", "psk"}
+    assert home.run("revoke", {"id": "temp-1", "reason": reason}, NOW)["changed"] is False
+    listed = [device("temp-1", *ways, revoked=reason), device("temp-2", *ways)]
+    assert home.sync(listed, NOW, revoke_at_most=0)["changed"] is False
+
+
+def test_revoking_again_makes_it_worse_but_never_better(home: Home) -> None:
+    home.sync([device("temp-1")], NOW)
+    old = current(home, "temp-1")
+    for reason, now_listed in (
+        ("superseded", "superseded"),
+        ("keyCompromise", "keyCompromise"),
+        ("superseded", "keyCompromise"),
+    ):
+        home.run("revoke", {"id": "temp-1", "reason": reason}, NOW)
+        assert home.listed()[old.serial] == now_listed
+
+
+@pytest.mark.parametrize(
+    ("request_", "match"),
+    [
+        ({"id": "bednet-probe", "reason": "superseded"}, "'bednet-probe' cannot be a device's id"),
+        ({"id": "temp/1", "reason": "superseded"}, "'temp/1' cannot be a device's id"),
+        ({"id": "temp-1", "reason": "removeFromCRL"}, "revoked must be one of unspecified, keyCompromise"),
+        ({"id": "temp-1"}, 'lacks "reason"'),
+        ({"id": "temp-1", "reason": "superseded", "force": True}, "unknown fields: force"),
+    ],
+)
+def test_a_revocation_that_cannot_be_is_refused(home: Home, request_: dict[str, Any], match: str) -> None:
+    home.sync([device("temp-1")], NOW)
+    refused(home, "revoke", request_, match)
+
+
+def test_revoking_a_device_that_never_had_anything_changes_nothing(home: Home) -> None:
+    home.sync([device("temp-1")], NOW)
+    assert home.run("revoke", {"id": "vib-113", "reason": "keyCompromise"}, NOW)["changed"] is False
 
 
 def test_device_no_longer_listed_loses_everything(home: Home) -> None:
@@ -613,7 +730,7 @@ def test_device_without_password_authentication_loses_its_password_only(home: Ho
 
 
 def test_more_revocations_than_allowed_at_once_are_refused(home: Home) -> None:
-    devices = [device("temp-1"), device("temp-2", "password"), device("temp-3"), device("plc-1")]
+    devices = [device("temp-1"), device("temp-2", "psk"), device("temp-3"), device("plc-1")]
     home.sync(devices, NOW)
     left = [device("temp-3", revoked="superseded"), device("plc-1", "password")]
     request = sync_request(left, revoke_at_most=3)
@@ -632,15 +749,16 @@ def test_replaced_keys_count_as_revocations(home: Home) -> None:
 
 
 def test_reinstated_device_gets_a_new_key_and_password(home: Home) -> None:
-    devices = [device("temp-1", "certificate", "password")]
+    devices = [device("temp-1", "certificate", "password", "psk")]
     first = home.sync(devices, NOW)
     old = current(home, "temp-1")
-    home.sync([device("temp-1", "certificate", "password", revoked="superseded")], NOW)
+    home.sync([device("temp-1", "certificate", "password", "psk", revoked="superseded")], NOW)
     again = home.sync(devices, NOW)
     assert again["issued"] == ["temp-1"]
     assert current(home, "temp-1").key != old.key
     assert home.listed()[old.serial] == "superseded"
     assert again["password_file"] != first["password_file"]
+    assert again["psk"]["temp-1"] != first["psk"]["temp-1"]
 
 
 def test_compromised_key_is_refused_for_ever_and_everywhere(home: Home) -> None:
@@ -680,11 +798,11 @@ def test_compromise_found_out_later_is_remembered(home: Home, later: timedelta) 
 
 
 def test_secret_that_the_operator_deleted_after_pick_up_stays_deleted(home: Home) -> None:
-    devices = [device("temp-1", "certificate", "password")]
+    devices = [device("temp-1", "certificate", "password", "psk")]
     first = home.sync(devices, NOW)
     before = current(home, "temp-1")
-    (home.path / "bundles/temp-1/key.pem").unlink()
-    (home.path / "bundles/temp-1/password").unlink()
+    for name in ("key.pem", "password", "psk"):
+        (home.path / "bundles/temp-1" / name).unlink()
     again = home.sync(devices, NOW + DAY)
     assert again["changed"] is False
     assert again["password_file"] == first["password_file"]
@@ -694,6 +812,7 @@ def test_secret_that_the_operator_deleted_after_pick_up_stays_deleted(home: Home
     home.sync(devices, NOW + 60 * DAY)
     assert (home.path / "bundles/temp-1/key.pem").exists()
     assert not (home.path / "bundles/temp-1/password").exists()
+    assert not (home.path / "bundles/temp-1/psk").exists()
 
 
 def test_bundle_that_the_operator_took_away_comes_back_without_its_secrets(home: Home) -> None:
@@ -1032,7 +1151,7 @@ def test_status_of_a_sound_ca_counts_and_writes_nothing(home: Home, gateway_key:
         "server": {"valid": 1, "expired": 0, "revoked": 0},
         "canary": {"valid": 0, "expired": 0, "revoked": 1},
     }
-    assert answer["passwords"] == 2
+    assert (answer["passwords"], answer["psk"]) == (2, 1)
 
 
 @pytest.mark.parametrize(

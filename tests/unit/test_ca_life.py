@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 IDS = st.sampled_from(["temp-1", "temp-2", "plc-1", "hmi-1"])
-AUTHENTICATION = st.sampled_from([["certificate"], ["password"], ["certificate", "password"]])
+AUTHENTICATION = st.sampled_from(
+    [["certificate"], ["password"], ["psk"], ["certificate", "password"], ["certificate", "password", "psk"]]
+)
 DAYS, RENEW = timedelta(days=90), timedelta(days=30)
 LAST = START + timedelta(days=ISSUING_DAYS) - RENEW - timedelta(seconds=1)
 
@@ -166,6 +168,26 @@ class SiteLife(RuleBasedStateMachine):
         # Whatever lies there now was issued, even if nobody was told.
         self.look()
 
+    @rule(name=IDS, reason=st.sampled_from(ca.REASONS), steps=st.one_of(st.none(), st.integers(0, 8)))
+    def revoke_at_once(self, name: str, reason: str, steps: int | None) -> None:
+        """What playbooks/revoke.yml does: the list of devices first, then the CA, perhaps not to its end."""
+        if name not in self.devices:
+            return
+        self.devices[name]["revoked"] = reason
+        self.settled = False
+        try:
+            with cut_off_after(steps):
+                self.home.run("revoke", {"id": name, "reason": reason}, self.now)
+        except CutOffError:
+            return
+        assert not (self.home.path / "bundles" / name).exists()
+        kept = ca.Store(self.home.path, check=True)
+        assert name not in {*kept.passwords, *kept.psk, *kept.pending}
+        listed = self.home.listed()
+        for entry in self.home.entries().values():
+            if entry.id == name and not entry.expired(self.now):
+                assert listed[entry.serial] == entry.reason
+
     @rule()
     def renew_crl(self) -> None:
         with cut_off_after(None):
@@ -263,7 +285,9 @@ class SiteLife(RuleBasedStateMachine):
         index = self.home.entries()
         lines = [line.split(":")[0] for line in answer["password_file"].splitlines()]
         passwords = [n for n, d in self.devices.items() if "password" in d["authentication"] and not d.get("revoked")]
-        assert lines == sorted(["bednet-probe", *passwords])
+        assert lines == sorted(["bednet-probe", *passwords]) == sorted(answer["passwords"])
+        keys = [n for n, d in self.devices.items() if "psk" in d["authentication"] and not d.get("revoked")]
+        assert sorted(answer["psk"]) == sorted(["bednet-probe", *keys])
         compromised = {entry.key for entry in index.values() if entry.reason == "keyCompromise"}
         for entry in index.values():
             if entry.kind == "device" and entry.reason is None and not entry.expired(self.now):
@@ -279,6 +303,9 @@ class SiteLife(RuleBasedStateMachine):
                 assert not folder.exists()
                 continue
             assert (folder / "password").exists() == ("password" in device["authentication"])
+            assert (folder / "psk").exists() == ("psk" in device["authentication"])
+            if "psk" in device["authentication"]:
+                assert (folder / "psk").read_text() == answer["psk"][name]
             if "certificate" not in device["authentication"]:
                 assert not (folder / "certificate.pem").exists()
                 continue
