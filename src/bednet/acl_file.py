@@ -55,15 +55,22 @@ def compile_acl_file(site: Site) -> str:
 def acl_problems(site: Site) -> list[Problem]:
     """Return what the policy says and an acl_file cannot, each told once for all devices that it concerns."""
     problems: dict[object, Problem] = {}
+    for rule in dict.fromkeys(rule for rules in site.profiles.values() for rule in rules if rule.conditional):
+        message = f"{rule}; Mosquitto's acl_file knows neither times nor addresses"
+        problems["condition", rule] = Problem(rule.place, "acl-condition", message, "use the plugin, or take it out")
+    for device in site.devices.values():
+        if device.until is not None and device.revoked is None:
+            message = f"device '{device.id}' has access until a time; Mosquitto's acl_file knows no times"
+            problems["until", device.id] = Problem(device.place_of("until"), "acl-until", message, "use the plugin")
     for device_id, grants in site.grants.items():
         for grant in grants:
             if grant.topic_filter != grant.topic_filter.strip(" "):
-                message = f"role '{grant.rule.role}': topic {grant.topic_filter!r} begins or ends with a space"
+                message = f"{grant.rule.source}: topic {grant.topic_filter!r} begins or ends with a space"
                 cure = "take the space away; Mosquitto's acl_file drops it and would mean another topic"
                 problem = Problem(grant.rule.place, "acl-space", message, cure)
                 problems.setdefault(("space", grant.rule), problem)
             if (separators := grant.topic_filter.count("/")) > MAX_SEPARATORS:
-                message = f"role '{grant.rule.role}': a topic with {separators} '/'; Mosquitto takes {MAX_SEPARATORS}"
+                message = f"{grant.rule.source}: a topic with {separators} '/'; Mosquitto takes {MAX_SEPARATORS}"
                 problem = Problem(grant.rule.place, "acl-levels", message, "use fewer levels")
                 problems.setdefault(("levels", grant.rule), problem)
         for deny, allow, common in _one_sided(grants):

@@ -52,7 +52,7 @@ def checked_site(folder: Path, key_type: str) -> Site:
     :raises SiteError: with all problems found.
     """
     site = load_site(folder)
-    problems = [*failing_tests(site), *acl_problems(site), *unusable_key_types(site, key_type)]
+    problems = [*failing_tests(site), *acl_problems(site), *unusable_key_types(site.devices.values(), key_type)]
     if problems:
         raise SiteError(problems)
     return site

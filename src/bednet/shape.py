@@ -66,6 +66,9 @@ def _subject(root: Node, path: list[str | int]) -> str:
             owner = f"device {name.value!r}" if name and isinstance(name.value, str) else f"device number {index + 1}"
         case ["roles", str(role), *_]:
             owner = f"role {role!r}"
+        case ["rules", int(index), *_]:
+            name = root.at(path[:2]).get("name")
+            owner = f"rule {name.value!r}" if name and isinstance(name.value, str) else f"rule number {index + 1}"
         case ["tests", int(index), *_]:
             owner = f"test number {index + 1}"
     rest = path[2:] if owner else path
@@ -123,7 +126,11 @@ def _translate(root: Node, error: ValidationError) -> Iterator[tuple[Place, str,
             twice = _twice(node)
             yield twice.place, "listed-twice", f"{subject} contains {twice.plain()!r} twice", "remove one of the two"
         case "anyOf":
-            yield node.place, "missing-key", f"{prefix}neither 'can' nor 'cannot'", "add one of them, or both"
+            one, other = (choice["required"][0] for choice in schema["anyOf"])
+            yield node.place, "missing-key", f"{prefix}neither '{one}' nor '{other}'", "add one of them, or both"
+        case "maxItems":
+            message = f"{subject} has {len(node.elements())} elements, and {schema['maxItems']} are the most"
+            yield node.place, "too-many", message, "split the rule in two"
         case "pattern":
             yield node.place, "bad-name", f"{subject} is {_kind(node)}, which is not a valid name", f"write {what}"
         case _:

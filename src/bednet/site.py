@@ -2,44 +2,68 @@
 """A site: its devices and its policy, read from one folder and checked.
 
 - :func:`load_site`: reads ``devices.yml``, ``policy.yml`` and ``csr/`` and refuses what is wrong with them.
-- :func:`decide`: may a device publish or subscribe to this, and which rule says so?
+- :func:`decide`: may a device publish or subscribe to this, at this moment, and which rule says so?
 - :func:`failing_tests`: the tests of policy.yml that do not hold.
-- :func:`unusable_key_types`: devices that cannot verify certificates with the CA's type of key.
-- :class:`Site`, :class:`Device`, :class:`PolicyTest`: what a site says, after all checks.
+- :func:`probe_grants`: what the reserved identity of ``bednet verify`` may do.
+- :class:`Site`: what a site says, after all checks.
+
+Devices that are alike share their rules: what holds for a device is its profile, a tuple of rules, and its own values
+for the placeholders in them. Nothing is kept per device beyond that, so that a million of them fit.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
-from bednet import csr, topics
-from bednet.errors import Place, Problem, SiteError, TopicError
-from bednet.policy import (
-    Access,
-    Decision,
-    Effect,
-    Grant,
-    Role,
-    Rule,
-    Verdict,
-    check_template,
-    decide_by,
-    fill_in,
-    placeholders,
+from bednet import topics
+from bednet.devices import (
+    BUILT_IN_NAMES,
+    KEY_TYPES,
+    MAX_VALUE_BYTES,
+    RESERVED_PREFIX,
+    TAKEN_NAMES,
+    Device,
+    bad_value,
+    read_devices,
+    unusable_key_types,
 )
+from bednet.errors import Place, Problem, SiteError, TopicError
+from bednet.moment import UNKNOWN, instant_text
+from bednet.policy import Access, Decision, Effect, Grant, Role, Rule, Verdict, decide_by, fill_in, placeholders
+from bednet.policy_file import Policy, PolicyTest, read_policy
 from bednet.shape import check_shape, did_you_mean
-from bednet.yamlfile import Node, load
+from bednet.when import WhenError
+from bednet.yamlfile import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from bednet.yamlfile import Scalar
+    from bednet.moment import Moment
+    from bednet.policy import AttributeRule
+    from bednet.yamlfile import Node, Scalar
 
-KEY_TYPES = ("P-256", "P-384", "RSA-2048", "RSA-3072", "RSA-4096", "Ed25519")
-RESERVED_PREFIX = "bednet-"
+    _Read: TypeAlias = Callable[[Device], tuple[object, ...]]
+
+__all__ = [
+    "KEY_TYPES",
+    "PROBE_ID",
+    "PROBE_OWN",
+    "PROBE_READ_ONLY",
+    "PROBE_WRITE_ONLY",
+    "RESERVED_PREFIX",
+    "Device",
+    "PolicyTest",
+    "Site",
+    "decide",
+    "failing_tests",
+    "load_site",
+    "probe_grants",
+    "unusable_key_types",
+]
+
 PROBE_ID = "bednet-probe"
 # The branches of the identity of `bednet verify`. It has one session on a gateway, so it must be able to watch both
 # sides of the access control by itself: what it may read and not publish, and what it may publish and not read.
@@ -47,108 +71,137 @@ PROBE_OWN = "bednet/probe/own"
 PROBE_READ_ONLY = "bednet/probe/read-only"
 PROBE_WRITE_ONLY = "bednet/probe/write-only"
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_MAX_ID = 64
-# What a device entry says elsewhere; an attribute of that name would be taken for it.
-_TAKEN_NAMES = (
-    "id",
-    "location",
-    "type",
-    "roles",
-    "tags",
-    "attributes",
-    "authentication",
-    "enrolment",
-    "key_types",
-    "revoked",
-    "csr",
-)
-
-
-@dataclass(frozen=True)
-class Device:
-    """A device of devices.yml.
-
-    :ivar csr: the PEM of ``csr/<id>.csr``; None for a device that waits for it, and for bundles.
-    :ivar key_types: the key types that its TLS stack can verify; empty for all.
-    :ivar revoked: the reason in the words of RFC 5280, 5.3.1; None while the device is in service.
-    :ivar places: where the values of its entry stand, by key or ``attributes/NAME``; ``place`` is that of the id.
-    """
-
-    id: str
-    location: str
-    roles: tuple[str, ...]
-    place: Place
-    type: str | None = None
-    tags: tuple[str, ...] = ()
-    attributes: Mapping[str, Scalar] = field(default_factory=dict)
-    authentication: tuple[str, ...] = ("certificate",)
-    enrolment: str = "bundle"
-    csr: str | None = None
-    key_types: tuple[str, ...] = ()
-    revoked: str | None = None
-    places: Mapping[str, Place] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class PolicyTest:
-    """One topic of a test in policy.yml: what `device` can or cannot do."""
-
-    device: str
-    can: bool
-    access: Access
-    topic: str
-    place: Place
+_MEMO_SIZE = 100_000
+"""How many answers of a `when` are remembered, in entries of some 200 bytes."""
 
 
 @dataclass(frozen=True)
 class Site:
     """A site whose files are in order.
 
-    :ivar grants: by device id, what the rules of its roles mean for it; nothing for a revoked device.
+    :ivar rules: the attribute rules of policy.yml by name.
+    :ivar profiles: by key, the rules that devices share; the key says which roles and attribute rules they come from.
+    :ivar profile_of: the key of each device, revoked ones too.
+    :ivar grants: by device id, what its rules mean for it; nothing for a revoked device. Made when asked for.
     :ivar warnings: what is odd, but no reason to refuse.
     """
 
     folder: Path
     devices: Mapping[str, Device]
     roles: Mapping[str, Role]
+    rules: Mapping[str, AttributeRule]
+    profiles: Mapping[str, tuple[Rule, ...]]
+    profile_of: Mapping[str, str]
     grants: Mapping[str, tuple[Grant, ...]]
     tests: tuple[PolicyTest, ...]
     warnings: tuple[Problem, ...]
 
 
-def load_site(folder: Path) -> Site:
+class Grants(Mapping[str, tuple[Grant, ...]]):
+    """The rules of each device with its own values filled in, made when asked for."""
+
+    def __init__(
+        self,
+        devices: Mapping[str, Device],
+        profiles: Mapping[str, tuple[Rule, ...]],
+        profile_of: Mapping[str, str],
+    ) -> None:
+        self._devices = devices
+        self._profiles = profiles
+        self._profile_of = profile_of
+
+    def __getitem__(self, device_id: str) -> tuple[Grant, ...]:
+        device = self._devices[device_id]
+        if device.revoked is not None:
+            return ()
+        return tuple(Grant(rule, filled(rule, device)) for rule in self._profiles[self._profile_of[device_id]])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._devices)
+
+    def __len__(self) -> int:
+        return len(self._devices)
+
+
+def filled(rule: Rule, device: Device) -> str:
+    """Return the topic filter that a rule means for a device, which has every value that it needs."""
+    names = placeholders(rule.template)
+    return fill_in(rule.template, {name: str(device.value(name)) for name in names}) if names else rule.template
+
+
+def load_site(folder: Path, devices: Mapping[str, Device] | None = None) -> Site:
     """Read and check the site in `folder`.
 
+    :param devices: by id, in place of ``devices.yml``, when they come from elsewhere; each was checked by itself.
     :raises SiteError: when anything in its files is wrong, with all problems that could be found.
     """
     if not folder.is_dir():
         cure = "name a folder with devices.yml and policy.yml, such as inventories/example-plant"
         raise SiteError([Problem(Place(str(folder), 1), "file-missing", "there is no such folder", cure)])
-    reader = _Reader(folder)
-    site = reader.read()
-    errors = [problem for problem in reader.problems if not problem.warning]
+    problems: list[Problem] = []
+    policy_root = _load(folder, "policy", problems)
+    policy = read_policy(policy_root, problems) if policy_root else Policy({}, {}, (), ())
+    if devices is None and (root := _load(folder, "devices", problems)):
+        devices = read_devices(root, folder, problems)
+    complete = policy_root is not None and devices is not None
+    assembly = _Assembly(devices or {}, policy, problems)
+    if complete:
+        assembly.run()
+    errors = [problem for problem in problems if not problem.warning]
     if errors:
         raise SiteError(errors)
-    return site
+    warnings = tuple(sorted((problem for problem in problems if problem.warning), key=lambda problem: problem.place))
+    return Site(
+        folder=folder,
+        devices=assembly.devices,
+        roles=policy.roles,
+        rules=policy.rules,
+        profiles=assembly.profiles,
+        profile_of=assembly.profile_of,
+        grants=Grants(assembly.devices, assembly.profiles, assembly.profile_of),
+        tests=policy.tests,
+        warnings=warnings,
+    )
 
 
-def decide(site: Site, device_id: str, access: Access, topic: str) -> Decision:
+def _load(folder: Path, name: str, problems: list[Problem]) -> Node | None:
+    root, found = load(folder / f"{name}.yml")
+    problems += found
+    if root is not None:
+        problems += check_shape(name, root)
+    return root
+
+
+def decide(
+    site: Site,
+    device_id: str,
+    access: Access,
+    topic: str,
+    moment: Moment = UNKNOWN,
+    *,
+    delivery: bool = False,
+    generous: bool = False,
+) -> Decision:
     """Decide whether a device may publish to a topic name, or subscribe to a topic filter.
 
-    :raises TopicError: when `topic` is not a topic name (publish) or not a topic filter (subscribe).
+    The arguments are those of :func:`bednet.policy.decide_by`. At an unknown time a device's access has not ended.
+
+    :raises TopicError: when `topic` is not a topic name (publish, delivery) or not a topic filter (subscribe).
     """
     if device_id == PROBE_ID:
-        return decide_by(probe_grants(), access, topic)
+        return decide_by(probe_grants(), access, topic, moment, delivery=delivery, generous=generous)
     device = site.devices.get(device_id)
     if device is None:
         near = did_you_mean(device_id, site.devices)
         reason = f"there is no device {device_id!r} in {site.folder / 'devices.yml'}"
         return Decision(False, Verdict.UNKNOWN_DEVICE, f"{reason}; {near.strip()}" if near else reason)
     if device.revoked is not None:
-        place = device.places.get("revoked", device.place)
+        place = device.place_of("revoked")
         return Decision(False, Verdict.REVOKED, f"the device is revoked: {device.revoked} ({place})")
-    return decide_by(site.grants[device_id], access, topic)
+    if device.until is not None and moment.at is not None and moment.at >= device.until:
+        reason = f"the device's access ended at {instant_text(device.until)} ({device.place_of('until')})"
+        return Decision(False, Verdict.ENDED, reason)
+    return decide_by(site.grants[device_id], access, topic, moment, delivery=delivery, generous=generous)
 
 
 def probe_grants() -> tuple[Grant, ...]:
@@ -160,312 +213,289 @@ def probe_grants() -> tuple[Grant, ...]:
         (Access.SUBSCRIBE, PROBE_READ_ONLY),
         (Access.PUBLISH, PROBE_WRITE_ONLY),
     )
-    rules = [Rule(PROBE_ID, Effect.ALLOW, access, f"{branch}/#", place) for access, branch in allowed]
+    rules = [
+        Rule(
+            f"role/{PROBE_ID}/allow/{access}/{[other for other, _ in allowed[:number]].count(access)}",
+            f"role '{PROBE_ID}'",
+            Effect.ALLOW,
+            access,
+            f"{branch}/#",
+            place,
+        )
+        for number, (access, branch) in enumerate(allowed)
+    ]
     return tuple(Grant(rule, rule.template) for rule in rules)
 
 
 def failing_tests(site: Site) -> list[Problem]:
     """Return a problem for each line of the policy's tests that does not hold.
 
-    What a revoked device could do is no longer tested: revoking it in a hurry must not fail for its tests.
+    A test without a time must hold at every time, one without an address from everywhere. What a revoked device could
+    do is no longer tested: revoking it in a hurry must not fail for its tests.
     """
     problems = []
     for test in site.tests:
         device = site.devices.get(test.device)
         if test.can and device is not None and device.revoked is not None:
             continue
-        decision = decide(site, test.device, test.access, test.topic)
+        decision = decide(site, test.device, test.access, test.topic, test.moment, generous=not test.can)
         if decision.allowed is test.can:
             continue
         must, does = ("can", "cannot") if test.can else ("cannot", "can")
         preposition = "publish" if test.access is Access.PUBLISH else "subscribe to"
         message = f"test failed: '{test.device}' {must} {preposition} '{test.topic}', but it {does}: {decision.reason}"
-        problems.append(Problem(test.place, "test-failed", message, "correct the rule or the test"))
+        cure = "correct the rule or the test"
+        rules = [*decision.missed, *([decision.rule] if decision.rule is not None else [])]
+        missing = [
+            f"'{key}'"
+            for key, absent, needed in (
+                ("at", test.moment.at is None, any(rule.during for rule in rules)),
+                ("from", test.moment.address is None, any(rule.networks for rule in rules)),
+            )
+            if absent and needed
+        ]
+        if missing:
+            cure += f"; a test without {' and '.join(missing)} must hold always"
+        problems.append(Problem(test.place, "test-failed", message, cure))
     return problems
 
 
-def unusable_key_types(site: Site, key_type: str) -> list[Problem]:
-    """Return a problem for each device in service that cannot verify certificates with keys of `key_type`."""
-    problems = []
-    for device in site.devices.values():
-        if device.revoked is None and device.key_types and key_type not in device.key_types:
-            place = device.places.get("key_types", device.place)
-            known = ", ".join(device.key_types)
-            message = f"device '{device.id}' cannot verify {key_type}, the key type of the CA; it can: {known}"
-            cure = f"let the CA use a key type that every device can verify, or correct 'key_types' of '{device.id}'"
-            problems.append(Problem(place, "key-type", message, cure))
-    return problems
+class _Assembly:
+    """Brings devices and policy together; collects problems instead of stopping at the first."""
 
+    def __init__(self, devices: Mapping[str, Device], policy: Policy, problems: list[Problem]) -> None:
+        self.devices = devices
+        self.policy = policy
+        self.problems = problems
+        self.profiles: dict[str, tuple[Rule, ...]] = {}
+        self.profile_of: dict[str, str] = {}
 
-def _bad_id(identifier: str) -> tuple[str, str, str] | None:  # noqa: PLR0911 - one for each refusal
-    """Say what is wrong with a device id: code, message, cure."""
-    shown = f"device id {identifier!r}"
-    if identifier.lower().startswith(RESERVED_PREFIX):
-        return "id-reserved", f"{shown} begins with '{RESERVED_PREFIX}', which is reserved", "choose another beginning"
-    if _ID.fullmatch(identifier):
-        return None
-    if not identifier:
-        return "id-empty", "the device id is empty", "give the device an id such as temp-101"
-    if len(identifier) > _MAX_ID:
-        cure = f"use at most {_MAX_ID} characters; a certificate's common name holds no more"
-        return "id-too-long", f"{shown} has {len(identifier)} characters", cure
-    for character in identifier:
-        if character in "+#/":
-            cure = "leave out + # and /; they would reach into the topics of other devices"
-            return "id-wildcard", f"{shown} contains '{character}', which has a meaning in topics", cure
-        if character == ".":
-            cure = "use '-' or '_' instead; with a dot OpenSSL takes the certificate's common name for a DNS name"
-            return "id-dot", f"{shown} contains a dot", cure
-        if not character.isprintable():
-            return "id-control", f"{shown} contains the invisible character U+{ord(character):04X}", "take it out"
-    cure = "use the letters A-Z and a-z, digits, '_' and '-', and begin with a letter or digit"
-    return "id-characters", f"{shown} has characters that an id cannot have", cure
+    def refuse(self, place: Place, code: str, message: str, cure: str, *, warning: bool = False) -> None:
+        self.problems.append(Problem(place, code, message, cure, warning))
 
+    def run(self) -> None:
+        """Find the profiles, and check roles, values and tests."""
+        self._check_roles()
+        self._find_profiles()
+        self._check_values()
+        self._check_tests()
 
-def _bad_value(value: Scalar) -> str | None:
-    """Say why a value cannot stand in a topic."""
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        return "is neither text nor a whole number"
-    text = str(value)
-    for character in "+#/":
-        if character in text:
-            return f"contains '{character}', which would reach into other topics"
-    if text != text.strip() or text.startswith("$"):
-        return "begins or ends with a space, or begins with '$'"
-    try:
-        topics.check_name(text)
-    except TopicError as error:
-        return f"cannot stand in a topic ({error})"
-    return None
-
-
-def _value(rule: Rule, device: Device, name: str, attributes: set[str]) -> str | Problem:
-    """Return what stands for ``{device.NAME}`` in a rule, or why nothing can.
-
-    :param attributes: the names of all attributes that any device has.
-    """
-    built_in: Mapping[str, Scalar] = {"id": device.id, "location": device.location, "type": device.type}
-    value = built_in[name] or None if name in built_in else device.attributes.get(name)
-    if value is None and name not in built_in and name not in attributes:
-        message = f"role '{rule.role}': no device has the attribute of {{device.{name}}}"
-        cure = f"{did_you_mean(name, {*built_in, *attributes})}Add '{name}' to 'attributes' in devices.yml"
-        return Problem(rule.place, "placeholder-value-missing", message, cure)
-    if value is None:
-        message = f"device '{device.id}' has no '{name}', which {rule} needs"
-        where = "" if name in built_in else " to 'attributes'"
-        cure = f"add '{name}'{where} of the device, or take the role from it"
-        return Problem(device.place, "placeholder-value-missing", message, cure)
-    if bad := _bad_value(value):
-        place = device.places.get(name if name in built_in else f"attributes/{name}", device.place)
-        message = f"device '{device.id}': '{name}' {bad}; it is used by {rule}"
-        cure = f"write a '{name}' without + # and /, in quotes when it is a number with a point"
-        return Problem(place, "placeholder-value", message, cure)
-    return str(value)
-
-
-def _text(node: Node | None, default: str = "") -> str:
-    return node.value if node is not None and isinstance(node.value, str) else default
-
-
-def _texts(node: Node | None) -> list[tuple[str, Place]]:
-    elements = node.elements() if node is not None else ()
-    return [(element.value, element.place) for element in elements if isinstance(element.value, str)]
-
-
-class _Reader:
-    """Reads one site; collects problems instead of stopping at the first."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.problems: list[Problem] = []
-
-    def refuse(self, place: Place, code: str, message: str, cure: str) -> None:
-        self.problems.append(Problem(place, code, message, cure))
-
-    def warn(self, place: Place, code: str, message: str, cure: str) -> None:
-        self.problems.append(Problem(place, code, message, cure, warning=True))
-
-    def read(self) -> Site:
-        """Return the site; it is only good when no problem was found."""
-        policy = self._load("policy")
-        inventory = self._load("devices")
-        devices = self._devices(inventory) if inventory else {}
-        roles = self._roles(policy) if policy else {}
-        grants: dict[str, tuple[Grant, ...]] = {}
-        tests: tuple[PolicyTest, ...] = ()
-        if policy and inventory:
-            self._check_roles(devices, roles)
-            grants = self._grants(devices, roles)
-            tests = tuple(self._tests(policy, devices))
-        warnings = tuple(problem for problem in self.problems if problem.warning)
-        return Site(self.folder, devices, roles, grants, tests, warnings)
-
-    def _load(self, name: str) -> Node | None:
-        root, problems = load(self.folder / f"{name}.yml")
-        self.problems += problems
-        if root is not None:
-            self.problems += check_shape(name, root)
-        return root
-
-    def _devices(self, root: Node) -> dict[str, Device]:
-        devices: dict[str, Device] = {}
-        entries = root.get("devices")
-        for entry in entries.elements() if entries else ():
-            identifier = entry.get("id")
-            if identifier is None or not isinstance(identifier.value, str):
+    def _check_roles(self) -> None:
+        roles = self.policy.roles
+        used: set[str] = set()
+        sound: set[tuple[str, ...]] = set()
+        for device in self.devices.values():
+            if device.roles in sound:
                 continue
-            if bad := _bad_id(identifier.value):
-                self.refuse(identifier.place, *bad)
+            used.update(device.roles)
+            if all(role in roles for role in device.roles):
+                sound.add(device.roles)
                 continue
-            if first := devices.get(identifier.value):
-                message = f"device '{first.id}' is listed again; it is listed in line {first.place.line} already"
-                cure = f"remove the entry in line {identifier.place.line} or the one in line {first.place.line}"
-                self.refuse(identifier.place, "device-twice", message, cure)
-                continue
-            devices[identifier.value] = self._device(identifier.value, identifier.place, entry)
-        self._check_csr_folder(devices)
-        return devices
-
-    def _device(self, identifier: str, place: Place, entry: Node) -> Device:
-        attributes: dict[str, Scalar] = {}
-        places = {key: node.place for key, node in entry.items()}
-        stated = entry.get("attributes")
-        for name, node in stated.items() if stated else ():
-            if name in _TAKEN_NAMES:
-                message = f"device '{identifier}': an attribute cannot be called '{name}', which means something else"
-                self.refuse(node.place, "attribute-name", message, "choose another name for the attribute")
-            elif not isinstance(node.value, tuple | dict):
-                attributes[name] = node.value
-                places[f"attributes/{name}"] = node.place
-        authentication = tuple(way for way, _ in _texts(entry.get("authentication"))) or ("certificate",)
-        enrolment = _text(entry.get("enrolment"), "bundle")
-        revoked = _text(entry.get("revoked")) or None
-        request = None
-        if enrolment == "csr":
-            if "certificate" not in authentication:
-                message = f"device '{identifier}' has 'enrolment: csr' but does not authenticate with a certificate"
-                cure = "remove 'enrolment', or add 'certificate' to 'authentication'"
-                self.refuse(entry.keys["enrolment"], "csr-without-certificate", message, cure)
-            elif revoked is None:
-                request, problem = csr.read(self.folder / "csr" / f"{identifier}.csr", identifier)
-                self.problems += [problem] if problem else []
-        return Device(
-            id=identifier,
-            location=_text(entry.get("location")),
-            roles=tuple(role for role, _ in _texts(entry.get("roles"))),
-            place=place,
-            type=_text(entry.get("type")) or None,
-            tags=tuple(tag for tag, _ in _texts(entry.get("tags"))),
-            attributes=attributes,
-            authentication=authentication,
-            enrolment=enrolment,
-            csr=request,
-            key_types=tuple(key_type for key_type, _ in _texts(entry.get("key_types"))),
-            revoked=revoked,
-            places=places,
-        )
-
-    def _check_csr_folder(self, devices: Mapping[str, Device]) -> None:
-        known: dict[bytes, Device] = {}
-        for device in devices.values():
-            if device.csr is None:
-                continue
-            first = known.setdefault(csr.public_key(device.csr), device)
-            if first is not device:
-                place = Place(str(self.folder / "csr" / f"{device.id}.csr"), 1)
-                message = f"the key in this CSR is also the key of device '{first.id}'"
-                self.refuse(place, "csr-same-key", message, "let each device make a key of its own")
-        for path in sorted((self.folder / "csr").glob("*.csr")):
-            device_of = devices.get(path.stem)
-            if device_of is None or device_of.enrolment != "csr":
-                message = f"no device '{path.stem}' with 'enrolment: csr' uses this CSR"
-                cure = "add 'enrolment: csr' to the device in devices.yml, or delete the file"
-                self.warn(Place(str(path), 1), "csr-unused", message, cure)
-
-    def _roles(self, root: Node) -> dict[str, Role]:
-        roles: dict[str, Role] = {}
-        stated = root.get("roles")
-        for name, node in stated.items() if stated else ():
-            rules = tuple(self._rules(name, node))
-            place = stated.keys[name] if stated else node.place
-            roles[name] = Role(name, _text(node.get("description")), rules, place)
-        return roles
-
-    def _rules(self, role: str, node: Node) -> Iterator[Rule]:
-        for effect in Effect:
-            lists = node.get(effect)
-            for access in Access:
-                for template, place in _texts(lists.get(access) if lists else None):
-                    try:
-                        check_template(template, access)
-                    except TopicError as error:
-                        self.refuse(place, error.code, f"role '{role}': {error}", error.cure)
-                    else:
-                        yield Rule(role, effect, access, template, place)
-
-    def _check_roles(self, devices: Mapping[str, Device], roles: Mapping[str, Role]) -> None:
-        for device in devices.values():
             for role in device.roles:
                 if role not in roles:
                     message = f"device '{device.id}' has the role '{role}', which policy.yml does not define"
                     names = ", ".join(roles) or "none"
                     cure = f"{did_you_mean(role, roles)}The roles of policy.yml are: {names}"
-                    self.refuse(device.places["roles"], "unknown-role", message, cure)
-        used = {role for device in devices.values() for role in device.roles}
+                    self.refuse(device.place_of("roles"), "unknown-role", message, cure)
         for role_without in roles.values():
             if role_without.name not in used:
                 message = f"no device has the role '{role_without.name}'"
                 cure = "give it to a device in devices.yml, or remove it"
-                self.warn(role_without.place, "unused-role", message, cure)
+                self.refuse(role_without.place, "unused-role", message, cure, warning=True)
 
-    def _grants(self, devices: Mapping[str, Device], roles: Mapping[str, Role]) -> dict[str, tuple[Grant, ...]]:
-        attributes = {name for device in devices.values() for name in device.attributes}
-        grants: dict[str, tuple[Grant, ...]] = {}
+    def _find_profiles(self) -> None:
+        matching = _Matching(self.policy.rules)
+        keys: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {}
+        for device_id, device in self.devices.items():
+            signature = (device.roles, matching.rules_of(device))
+            key = keys.get(signature)
+            if key is None:
+                key = keys[signature] = self._profile(*signature)
+            self.profile_of[device_id] = key
+        self.problems += matching.problems()
+
+    def _profile(self, roles: tuple[str, ...], rules: tuple[str, ...]) -> str:
+        held = [name for name in self.policy.roles if name in roles]
+        key = "+".join(sorted(held)) + ("|" + "+".join(sorted(rules)) if rules else "")
+        if key not in self.profiles:
+            owners: list[Role | AttributeRule] = [self.policy.roles[name] for name in held]
+            owners += [self.policy.rules[name] for name in rules]
+            self.profiles[key] = tuple(rule for owner in owners for rule in owner.rules)
+        return key
+
+    def _check_values(self) -> None:
+        needs = {key: _Needs(rules) for key, rules in self.profiles.items()}
+        good: set[Scalar] = set()
+        attributes: set[str] | None = None
         # A value that is missing in many places is told once for each device, or once for all.
         told: dict[tuple[Place, str], Problem] = {}
-        for device in devices.values():
-            held: list[Grant] = []
-            for rule in (rule for role in device.roles if role in roles for rule in roles[role].rules):
-                values: dict[str, str] = {}
-                for name in placeholders(rule.template):
-                    value = _value(rule, device, name, attributes)
-                    if isinstance(value, Problem):
-                        told.setdefault((value.place, name), value)
-                    else:
-                        values[name] = value
-                if values.keys() >= set(placeholders(rule.template)):
-                    held += self._grant(rule, device, values)
-            grants[device.id] = () if device.revoked is not None else tuple(held)
+        for device_id, device in self.devices.items():
+            need = needs[self.profile_of[device_id]]
+            sound = True
+            for name, rule in need.names:
+                value = device.value(name)
+                if value.__class__ is str and value in good:
+                    continue
+                if value not in (None, "") and bad_value(value) is None:
+                    if isinstance(value, str) and len(good) < _MEMO_SIZE:
+                        good.add(value)
+                    continue
+                if attributes is None:
+                    attributes = {name for device in self.devices.values() for name in device.attributes}
+                problem = _bad_value_problem(rule, device, name, attributes)
+                told.setdefault((problem.place, name), problem)
+                sound = False
+            if sound and need.per_device:
+                self._check_filled(need.per_device, device)
         self.problems += told.values()
-        return grants
 
-    def _grant(self, rule: Rule, device: Device, values: Mapping[str, str]) -> list[Grant]:
-        topic_filter = fill_in(rule.template, values)
-        try:
-            topics.check_filter(topic_filter)
-        except TopicError as error:
-            self.refuse(rule.place, error.code, f"role '{rule.role}' for device '{device.id}': {error}", error.cure)
-            return []
-        return [Grant(rule, topic_filter)]
+    def _check_filled(self, rules: Iterable[Rule], device: Device) -> None:
+        """Check what is wrong with a rule for one device only, though each of its values is fine."""
+        for rule in rules:
+            topic_filter = filled(rule, device)
+            try:
+                topics.check_filter(topic_filter)
+            except TopicError as error:
+                self.refuse(rule.place, error.code, f"{rule.source} for device '{device.id}': {error}", error.cure)
+            if topic_filter.split("/", 1)[0] == "bednet":
+                message = (
+                    f"{rule.source} for device '{device.id}': topic {topic_filter!r} is under 'bednet/', which is "
+                    f"reserved for bednet's own probes"
+                )
+                self.refuse(rule.place, "topic-reserved", message, "let the topic begin with a word of its own")
 
-    def _tests(self, root: Node, devices: Mapping[str, Device]) -> Iterator[PolicyTest]:
-        stated = root.get("tests")
-        for entry in stated.elements() if stated else ():
-            device = entry.get("device")
-            if device is None or not isinstance(device.value, str):
+    def _check_tests(self) -> None:
+        for device, place in self.policy.tested:
+            if device not in self.devices:
+                message = f"a test names the device {device!r}, which devices.yml does not list"
+                cure = f"{did_you_mean(device, self.devices)}Use the id of a device"
+                self.refuse(place, "test-unknown-device", message, cure)
+
+
+class _Matching:
+    """Which attribute rules a device has. Devices that are alike in what a `when` reads are asked about once."""
+
+    def __init__(self, rules: Mapping[str, AttributeRule]) -> None:
+        self._names = tuple(rules)
+        self._unconditional = tuple(name for name, rule in rules.items() if rule.when is None)
+        groups: dict[frozenset[str] | None, list[AttributeRule]] = {}
+        for rule in rules.values():
+            if rule.when is not None:
+                reads = None if rule.when.reads is None or "id" in rule.when.reads else rule.when.reads
+                groups.setdefault(reads, []).append(rule)
+        self._groups: list[tuple[_Read | None, list[AttributeRule], dict[tuple[object, ...], tuple[str, ...]]]] = [
+            (_reader(reads), members, {}) for reads, members in groups.items()
+        ]
+        self._failures: dict[tuple[str, str], tuple[Problem, list[str]]] = {}
+        self._order: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def rules_of(self, device: Device) -> tuple[str, ...]:
+        """Return the names of the rules that a device has, in the order of policy.yml."""
+        found = self._unconditional
+        for read, members, memo in self._groups:
+            if read is None:
+                found += self._ask(members, device)
                 continue
-            if device.value not in devices:
-                message = f"a test names the device {device.value!r}, which devices.yml does not list"
-                cure = f"{did_you_mean(device.value, devices)}Use the id of a device"
-                self.refuse(device.place, "test-unknown-device", message, cure)
+            key = read(device)
+            answer = memo.get(key)
+            if answer is None:
+                if len(memo) >= _MEMO_SIZE:
+                    memo.clear()
+                answer = self._ask(members, device)
+                memo[key] = answer
+            found += answer
+        return self._ordered(found)
+
+    def _ordered(self, found: tuple[str, ...]) -> tuple[str, ...]:
+        if found not in self._order:
+            self._order[found] = tuple(name for name in self._names if name in found)
+        return self._order[found]
+
+    def _ask(self, members: Iterable[AttributeRule], device: Device) -> tuple[str, ...]:
+        matching = []
+        for rule in members:
+            if rule.when is None:
                 continue
-            for expectation in ("can", "cannot"):
-                lists = entry.get(expectation)
-                for access in Access:
-                    for topic, place in _texts(lists.get(access) if lists else None):
-                        try:
-                            decide_by((), access, topic)  # checks the topic
-                        except TopicError as error:
-                            self.refuse(place, error.code, f"test of '{device.value}': {error}", error.cure)
-                        else:
-                            yield PolicyTest(device.value, expectation == "can", access, topic, place)
+            try:
+                if rule.when.matches(device):
+                    matching.append(rule.name)
+            except WhenError as error:
+                message = f"rule '{rule.name}': {error}"
+                problem = Problem(rule.when.place, error.code, message, error.cure)
+                self._failures.setdefault((rule.name, str(error)), (problem, []))[1].append(device.id)
+        return tuple(matching)
+
+    def problems(self) -> list[Problem]:
+        """Return the expressions that had no answer for some devices."""
+        return [
+            Problem(problem.place, problem.code, f"{problem.message}, for device {_few(devices)}", problem.cure)
+            for problem, devices in self._failures.values()
+        ]
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"  # noqa: PLR2004 - the three shown
+
+
+def _reader(reads: frozenset[str] | None) -> _Read | None:
+    """Return what tells devices apart for an expression that reads these keys; None when that is everything."""
+    if reads is None:
+        return None
+    built_in = [name for name in sorted(reads) if name in TAKEN_NAMES]
+    others = [name for name in sorted(reads) if name not in TAKEN_NAMES]
+
+    def read(device: Device) -> tuple[object, ...]:
+        values: list[object] = [
+            tuple(device.attributes.items()) if name == "attributes" else getattr(device, name) for name in built_in
+        ]
+        for name in others:
+            value = device.attributes.get(name)
+            # 1, 1.0 and true are one key to a dict, and three things to an expression.
+            values.append(value if value.__class__ is str else (value.__class__, value))
+        return tuple(values)
+
+    return read
+
+
+class _Needs:
+    """What the rules of a profile want to know of a device.
+
+    :ivar names: the placeholders, each with the first rule that has it.
+    :ivar per_device: rules whose topics must be looked at for each device: their first level comes from it, or they
+        may become too long.
+    """
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        names: dict[str, Rule] = {}
+        self.per_device: list[Rule] = []
+        for rule in rules:
+            wanted = placeholders(rule.template)
+            for name in wanted:
+                names.setdefault(name, rule)
+            longest = len(rule.template.encode()) + MAX_VALUE_BYTES * len(wanted)
+            if placeholders(rule.template.split("/", 1)[0]) or (wanted and longest > topics.MAX_BYTES):
+                self.per_device.append(rule)
+        self.names = tuple(names.items())
+
+
+def _bad_value_problem(rule: Rule, device: Device, name: str, attributes: set[str]) -> Problem:
+    """Say why nothing can stand for ``{device.NAME}`` in a rule.
+
+    :param attributes: the names of all attributes that any device has.
+    """
+    value = device.value(name)
+    built_in = name in BUILT_IN_NAMES
+    if not built_in and value is None and name not in attributes:
+        message = f"{rule.source}: no device has the attribute of {{device.{name}}}"
+        cure = f"{did_you_mean(name, {*BUILT_IN_NAMES, *attributes})}Add '{name}' to 'attributes' in devices.yml"
+        return Problem(rule.place, "placeholder-value-missing", message, cure)
+    if value is None or (built_in and value == ""):
+        message = f"device '{device.id}' has no '{name}', which {rule} needs"
+        where = "" if built_in else " to 'attributes'"
+        way_out = "take the role from it" if rule.id.startswith("role/") else f"add has(device.{name}) to the 'when'"
+        cure = f"add '{name}'{where} of the device, or {way_out}"
+        return Problem(device.place, "placeholder-value-missing", message, cure)
+    message = f"device '{device.id}': '{name}' {bad_value(value)}; it is used by {rule}"
+    cure = f"write a '{name}' without + # and /, in quotes when it is a number with a point"
+    return Problem(device.place_of(name if built_in else f"attributes/{name}"), "placeholder-value", message, cure)

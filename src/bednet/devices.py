@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The devices of a site.
+
+- :class:`Device`: one device, after all checks of its own entry.
+- :func:`read_devices`: makes devices of a ``devices.yml`` that was read, and of the requests in ``csr/``.
+- :func:`bad_id`, :func:`bad_value`: why a text cannot be a device's id, or stand in a topic.
+- :func:`unusable_key_types`: devices that cannot verify certificates with the CA's type of key.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from bednet import csr, topics
+from bednet.errors import Place, Problem, TopicError
+from bednet.moment import parse_instant
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from bednet.yamlfile import Node, Scalar
+
+KEY_TYPES = ("P-256", "P-384", "RSA-2048", "RSA-3072", "RSA-4096", "Ed25519")
+RESERVED_PREFIX = "bednet-"
+MAX_VALUE_BYTES = 255
+"""The longest value that may stand for a placeholder, in bytes of UTF-8: the gateway's store holds no longer one."""
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_MAX_ID = 64
+TAKEN_NAMES = (
+    "id",
+    "location",
+    "type",
+    "roles",
+    "tags",
+    "attributes",
+    "authentication",
+    "enrolment",
+    "key_types",
+    "until",
+    "revoked",
+    "csr",
+)
+"""What a device entry says elsewhere; an attribute of that name would be taken for it."""
+
+_NOTHING: Mapping[str, Scalar] = MappingProxyType({})
+_NOWHERE: Mapping[str, Place] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device of devices.yml.
+
+    :ivar csr: the PEM of ``csr/<id>.csr``; None for a device that waits for it, and for bundles.
+    :ivar key_types: the key types that its TLS stack can verify; empty for all.
+    :ivar until: when its access ends, in UTC and whole seconds; None for never.
+    :ivar revoked: the reason in the words of RFC 5280, 5.3.1; None while the device is in service.
+    :ivar places: where the values of its entry stand, by key or ``attributes/NAME``, as far as they are known;
+        ``place`` is that of the id.
+    """
+
+    id: str
+    location: str
+    roles: tuple[str, ...]
+    place: Place
+    type: str | None = None
+    tags: tuple[str, ...] = ()
+    attributes: Mapping[str, Scalar] = field(default_factory=lambda: _NOTHING)
+    authentication: tuple[str, ...] = ("certificate",)
+    enrolment: str = "bundle"
+    csr: str | None = None
+    key_types: tuple[str, ...] = ()
+    until: dt.datetime | None = None
+    revoked: str | None = None
+    places: Mapping[str, Place] = field(default_factory=lambda: _NOWHERE)
+
+    def value(self, name: str) -> Scalar:
+        """Return what ``{device.NAME}`` means for it; None when it has none."""
+        match name:
+            case "id":
+                return self.id
+            case "location":
+                return self.location
+            case "type":
+                return self.type
+            case _:
+                return self.attributes.get(name)
+
+    def place_of(self, key: str) -> Place:
+        """Return where `key` stands, or else the device."""
+        return self.places.get(key, self.place)
+
+
+BUILT_IN_NAMES = ("id", "location", "type")
+"""What placeholders may name besides attributes."""
+
+
+def unusable_key_types(devices: Iterable[Device], key_type: str) -> list[Problem]:
+    """Return a problem for each device in service that cannot verify certificates with keys of `key_type`."""
+    problems = []
+    for device in devices:
+        if device.revoked is None and device.key_types and key_type not in device.key_types:
+            known = ", ".join(device.key_types)
+            message = f"device '{device.id}' cannot verify {key_type}, the key type of the CA; it can: {known}"
+            cure = f"let the CA use a key type that every device can verify, or correct 'key_types' of '{device.id}'"
+            problems.append(Problem(device.place_of("key_types"), "key-type", message, cure))
+    return problems
+
+
+def bad_id(identifier: str) -> tuple[str, str, str] | None:  # noqa: PLR0911 - one for each refusal
+    """Say what is wrong with a device id: code, message, cure."""
+    shown = f"device id {identifier!r}"
+    if identifier.lower().startswith(RESERVED_PREFIX):
+        return "id-reserved", f"{shown} begins with '{RESERVED_PREFIX}', which is reserved", "choose another beginning"
+    if _ID.fullmatch(identifier):
+        return None
+    if not identifier:
+        return "id-empty", "the device id is empty", "give the device an id such as temp-101"
+    if len(identifier) > _MAX_ID:
+        cure = f"use at most {_MAX_ID} characters; a certificate's common name holds no more"
+        return "id-too-long", f"{shown} has {len(identifier)} characters", cure
+    for character in identifier:
+        if character in "+#/":
+            cure = "leave out + # and /; they would reach into the topics of other devices"
+            return "id-wildcard", f"{shown} contains '{character}', which has a meaning in topics", cure
+        if character == ".":
+            cure = "use '-' or '_' instead; with a dot OpenSSL takes the certificate's common name for a DNS name"
+            return "id-dot", f"{shown} contains a dot", cure
+        if not character.isprintable():
+            return "id-control", f"{shown} contains the invisible character U+{ord(character):04X}", "take it out"
+    cure = "use the letters A-Z and a-z, digits, '_' and '-', and begin with a letter or digit"
+    return "id-characters", f"{shown} has characters that an id cannot have", cure
+
+
+def bad_value(value: Scalar) -> str | None:
+    """Say why a value cannot stand in a topic; None when it can."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return "is neither text nor a whole number"
+    text = str(value)
+    for character in "+#/":
+        if character in text:
+            return f"contains '{character}', which would reach into other topics"
+    if text != text.strip() or text.startswith("$"):
+        return "begins or ends with a space, or begins with '$'"
+    try:
+        topics.check_name(text)
+    except TopicError as error:
+        return f"cannot stand in a topic ({error})"
+    if (size := len(text.encode())) > MAX_VALUE_BYTES:
+        return f"has {size} bytes, and a value in a topic at most {MAX_VALUE_BYTES}"
+    return None
+
+
+def _text(node: Node | None, default: str = "") -> str:
+    return node.value if node is not None and isinstance(node.value, str) else default
+
+
+def _texts(node: Node | None) -> tuple[str, ...]:
+    elements = node.elements() if node is not None else ()
+    return tuple(element.value for element in elements if isinstance(element.value, str))
+
+
+def read_devices(root: Node, folder: Path, problems: list[Problem]) -> dict[str, Device]:
+    """Return the devices of a ``devices.yml`` by id, and add what is wrong with them to `problems`.
+
+    :param root: the file, whose shape was checked already; what has the wrong shape is passed over.
+    :param folder: of the site, for ``csr/``.
+    """
+    reader = _Reader(folder, problems)
+    return reader.read(root)
+
+
+class _Reader:
+    def __init__(self, folder: Path, problems: list[Problem]) -> None:
+        self.folder = folder
+        self.problems = problems
+
+    def refuse(self, place: Place, code: str, message: str, cure: str) -> None:
+        self.problems.append(Problem(place, code, message, cure))
+
+    def read(self, root: Node) -> dict[str, Device]:
+        devices: dict[str, Device] = {}
+        entries = root.get("devices")
+        for entry in entries.elements() if entries else ():
+            identifier = entry.get("id")
+            if identifier is None or not isinstance(identifier.value, str):
+                continue
+            if bad := bad_id(identifier.value):
+                self.refuse(identifier.place, *bad)
+                continue
+            if first := devices.get(identifier.value):
+                message = f"device '{first.id}' is listed again; it is listed in line {first.place.line} already"
+                cure = f"remove the entry in line {identifier.place.line} or the one in line {first.place.line}"
+                self.refuse(identifier.place, "device-twice", message, cure)
+                continue
+            devices[identifier.value] = self._device(identifier.value, identifier.place, entry)
+        self._check_csr_folder(devices)
+        return devices
+
+    def _device(self, identifier: str, place: Place, entry: Node) -> Device:
+        attributes: dict[str, Scalar] = {}
+        places = {key: node.place for key, node in entry.items()}
+        stated = entry.get("attributes")
+        for name, node in stated.items() if stated else ():
+            if name in TAKEN_NAMES:
+                message = f"device '{identifier}': an attribute cannot be called '{name}', which means something else"
+                self.refuse(node.place, "attribute-name", message, "choose another name for the attribute")
+            elif not isinstance(node.value, tuple | dict):
+                attributes[name] = node.value
+                places[f"attributes/{name}"] = node.place
+        authentication = _texts(entry.get("authentication")) or ("certificate",)
+        enrolment = _text(entry.get("enrolment"), "bundle")
+        revoked = _text(entry.get("revoked")) or None
+        request = None
+        if enrolment == "csr":
+            if "certificate" not in authentication:
+                message = f"device '{identifier}' has 'enrolment: csr' but does not authenticate with a certificate"
+                cure = "remove 'enrolment', or add 'certificate' to 'authentication'"
+                self.refuse(entry.keys["enrolment"], "csr-without-certificate", message, cure)
+            elif revoked is None:
+                request, problem = csr.read(self.folder / "csr" / f"{identifier}.csr", identifier)
+                self.problems += [problem] if problem else []
+        return Device(
+            id=identifier,
+            location=_text(entry.get("location")),
+            roles=_texts(entry.get("roles")),
+            place=place,
+            type=_text(entry.get("type")) or None,
+            tags=_texts(entry.get("tags")),
+            attributes=attributes,
+            authentication=authentication,
+            enrolment=enrolment,
+            csr=request,
+            key_types=_texts(entry.get("key_types")),
+            until=self._until(identifier, entry.get("until")),
+            revoked=revoked,
+            places=places,
+        )
+
+    def _until(self, identifier: str, node: Node | None) -> dt.datetime | None:
+        if node is None or not isinstance(node.value, str):
+            return None
+        try:
+            until = parse_instant(node.value)
+        except ValueError as error:
+            message = f"device '{identifier}': 'until' is {node.value!r}: {error}"
+            cure = 'write date, time and offset, as in "2026-12-31T17:00:00Z" or "2026-12-31T18:00:00+01:00"'
+            self.refuse(node.place, "bad-time", message, cure)
+            return None
+        if until.microsecond or until.timestamp() <= 0:
+            message = f"device '{identifier}': 'until' is {node.value!r}; it counts whole seconds, after 1970"
+            self.refuse(node.place, "bad-time", message, "leave the fraction away")
+            return None
+        return until
+
+    def _check_csr_folder(self, devices: Mapping[str, Device]) -> None:
+        known: dict[bytes, Device] = {}
+        for device in devices.values():
+            if device.csr is None:
+                continue
+            first = known.setdefault(csr.public_key(device.csr), device)
+            if first is not device:
+                place = Place(str(self.folder / "csr" / f"{device.id}.csr"), 1)
+                message = f"the key in this CSR is also the key of device '{first.id}'"
+                self.refuse(place, "csr-same-key", message, "let each device make a key of its own")
+        for path in sorted((self.folder / "csr").glob("*.csr")):
+            device_of = devices.get(path.stem)
+            if device_of is None or device_of.enrolment != "csr":
+                message = f"no device '{path.stem}' with 'enrolment: csr' uses this CSR"
+                cure = "add 'enrolment: csr' to the device in devices.yml, or delete the file"
+                self.problems.append(Problem(Place(str(path), 1), "csr-unused", message, cure, warning=True))
