@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Host images, built from Debian itself: no image registry is needed.
+"""Images, built from Debian itself: no image registry is needed.
 
 - :func:`ensure`: the images of a suite, built where they are not there yet.
-- :data:`SUITES`: what can be built.
-- :class:`Images`: the names of a suite's images.
+- :data:`SUITES`: the releases that hosts can have; :data:`EVERY_SUITE`: those that can be built at all.
+- :class:`Images`: the names of a suite's images; :data:`LAYERS`: what is in those that stand on the host image.
 
 A host image is a Debian with nothing but what a freshly installed server has: systemd, an SSH server, Python for
-Ansible, sudo and an account named `operator`. The field image has in addition what devices and attackers use. Each is
-tagged with a hash of its recipe, so a changed recipe is built anew, and checkouts share what is equal.
+Ansible, sudo and an account named `operator`. The other images are that and some packages more. Each is tagged with a
+hash of its recipe, so a changed recipe is built anew, and checkouts share what is equal.
 
 Where mmdebstrap cannot work (not root, or not a Debian) the base comes from a registry instead: `debian:SUITE-slim`.
 """
@@ -18,11 +18,13 @@ import base64
 import hashlib
 import io
 import os
+import platform
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import docker
 import docker.errors
@@ -30,7 +32,18 @@ import docker.errors
 from testbed import engine
 from testbed.common import LABEL, STATE, LabError, debian_like, is_root, locked, run, say
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 SUITES = ("trixie", "bookworm")
+#: forky is not released: it is there for its Mosquitto 2.1, to test the plugin against.
+EVERY_SUITE = (*SUITES, "forky")
+
+#: This machine's architecture as Debian calls it, and the one that packages are cross-built for.
+ARCHITECTURE = {"aarch64": "arm64"}.get(platform.machine(), "amd64")
+FOREIGN = {"amd64": "arm64", "arm64": "amd64"}[ARCHITECTURE]
+# What the names of compilers for it contain.
+_FOREIGN_TRIPLET = {"amd64": "x86-64-linux-gnu", "arm64": "aarch64-linux-gnu"}[FOREIGN]
 
 #: What a freshly installed Debian server has, and Ansible needs (python3-minimal is too small for it).
 HOST_PACKAGES = (
@@ -46,6 +59,61 @@ HOST_PACKAGES = (
     "systemd-sysv",
 )
 FIELD_PACKAGES = ("mosquitto-clients", "nftables", "openssl", "python3-cryptography", "tcpdump")
+#: gcc rather than build-essential: a third of the latter is C++, which nothing here is written in.
+BUILDER_PACKAGES = (
+    "debhelper",
+    "gcc",
+    "libc6-dev",
+    "libcjson-dev",
+    "liblmdb-dev",
+    "libmosquitto-dev",
+    "libssl-dev",
+    "make",
+    "mosquitto-dev",
+)
+CROSS_LIBRARIES = ("libc6-dev", "libcjson-dev", "liblmdb-dev", "libmosquitto-dev", "libssl-dev")
+ADD_FOREIGN = f"dpkg --add-architecture {FOREIGN}"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An image that is another one and some packages more.
+
+    :param base: the image that it stands on.
+    :param packages: what is installed.
+    :param before: a command that runs first.
+    """
+
+    base: str
+    packages: tuple[str, ...]
+    before: str = ""
+
+
+LAYERS = {
+    # Devices and attackers.
+    "field": Layer("host", FIELD_PACKAGES),
+    # Builds the broker's plugin as a package for this machine's architecture; the broker is there too.
+    "builder": Layer("host", BUILDER_PACKAGES),
+    # The same for the other architecture.
+    "cross": Layer(
+        "builder",
+        (
+            f"gcc-{_FOREIGN_TRIPLET}",
+            *(f"{package}:{FOREIGN}" for package in CROSS_LIBRARIES),
+        ),
+        ADD_FOREIGN,
+    ),
+    # A broker of the other architecture, and what its processor is played by.
+    "emulator": Layer(
+        "host",
+        ("python3-lmdb", "qemu-user", *(f"{package}:{FOREIGN}" for package in ("libcjson1", "liblmdb0", "mosquitto"))),
+        ADD_FOREIGN,
+    ),
+    # Runs the plugin's tests.
+    "bench": Layer("builder", ("python3-lmdb",)),
+    # Looks a package over.
+    "lint": Layer("builder", ("blhc", "lintian")),
+}
 
 # Runs once in the new system. Host keys and the machine id are made at the first start, so that no two hosts share
 # them; one key type is enough for the lab and saves the time of an RSA key. Timers that fetch packages by themselves
@@ -90,14 +158,19 @@ BUILD_TIMEOUT_S = 900
 
 @dataclass(frozen=True)
 class Images:
-    """The names of a suite's images.
-
-    :param host: a bare Debian server.
-    :param field: the same with the tools of devices and attackers.
-    """
+    """The names of a suite's images: what is in them is told by :data:`LAYERS`; `host` is a bare Debian server."""
 
     host: str
     field: str
+    builder: str
+    cross: str
+    emulator: str
+    bench: str
+    lint: str
+
+    def __getitem__(self, kind: str) -> str:
+        """Return the name of an image of a kind."""
+        return str(getattr(self, kind))
 
 
 @dataclass(frozen=True)
@@ -111,37 +184,45 @@ class Mirror:
         """Return the lines of an APT sources list for a suite; none for the default."""
         if not self.debian:
             return []
-        lines = [f"deb {self.debian} {suite} main", f"deb {self.debian} {suite}-updates main"]
-        if self.security:
+        lines = [f"deb {self.debian} {suite} main"]
+        if suite in SUITES:
+            lines.append(f"deb {self.debian} {suite}-updates main")
+        if self.security and suite in SUITES:
             lines.append(f"deb {self.security} {suite}-security main")
         return lines
 
 
-def ensure(suites: tuple[str, ...] = ("trixie",)) -> dict[str, Images]:
-    """Build the images that are missing, several suites side by side.
+def ensure(suites: Sequence[str] = ("trixie",), kinds: Sequence[str] = ("host", "field")) -> dict[str, Images]:
+    """Build the images that are missing, side by side.
 
-    :return: suite -> the names of its images.
+    :param kinds: which images of each suite; those that they stand on come with them.
+    :return: suite -> the names of its images, of which those asked for are there.
     :raises LabError: when a suite is unknown or an image cannot be built.
     """
     for suite in suites:
-        if suite not in SUITES:
-            raise LabError(f"There is no host image for `{suite}`.", cure=f"Choose one of {', '.join(SUITES)}.")
+        if suite not in EVERY_SUITE:
+            raise LabError(f"There is no image of `{suite}`.", cure=f"Choose one of {', '.join(EVERY_SUITE)}.")
     mirror = find_mirror()
     names = {suite: names_of(suite, mirror) for suite in suites}
-    missing = [suite for suite in suites if not (_exists(names[suite].host) and _exists(names[suite].field))]
+    missing = [(suite, kind) for suite in suites for kind in kinds if not _exists(names[suite][kind])]
     if missing:
         with ThreadPoolExecutor(max_workers=len(missing)) as pool:
-            list(pool.map(lambda suite: _build(suite, names[suite], mirror), missing))
+            list(pool.map(lambda item: _build(item[0], item[1], names[item[0]], mirror), missing))
     return names
 
 
 def names_of(suite: str, mirror: Mirror) -> Images:
     """Return the names of a suite's images: the same recipe always has the same name."""
     base = "debootstrap" if _can_bootstrap() else "registry"
-    recipe = "\0".join((base, suite, *HOST_PACKAGES, *mirror.sources(suite), CUSTOMIZE))
-    host = hashlib.sha256(recipe.encode()).hexdigest()[:12]
-    field = hashlib.sha256("\0".join((recipe, *FIELD_PACKAGES)).encode()).hexdigest()[:12]
-    return Images(f"bednet/host:{suite}-{host}", f"bednet/field:{suite}-{field}")
+    recipes = {"host": "\0".join((base, suite, *HOST_PACKAGES, *mirror.sources(suite), CUSTOMIZE))}
+    for kind, layer in LAYERS.items():
+        recipes[kind] = "\0".join((recipes[layer.base], *filter(None, [layer.before]), *layer.packages))
+    return Images(
+        **{
+            kind: f"bednet/{kind}:{suite}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+            for kind, recipe in recipes.items()
+        }
+    )
 
 
 def find_mirror() -> Mirror:
@@ -195,23 +276,35 @@ def _can_bootstrap() -> bool:
     return is_root() and shutil.which("apt-get") is not None and debian_like()
 
 
-def _build(suite: str, names: Images, mirror: Mirror) -> None:
-    # Two runs of this checkout that find the image missing build it once.
-    with locked(STATE / "locks" / f"image-{suite}"):
-        if not _exists(names.host):
-            say(f"building the host image for {suite}")
+def _build(suite: str, kind: str, names: Images, mirror: Mirror) -> None:
+    if kind != "host":
+        _build(suite, LAYERS[kind].base, names, mirror)
+    # Two that find an image missing build it once, whether they are runs of this checkout or threads of this process.
+    with locked(STATE / "locks" / f"image-{suite}-{kind}"):
+        if _exists(names[kind]):
+            return
+        say(f"building the {kind} image for {suite}")
+        if kind == "host":
             if _can_bootstrap():
                 _bootstrap(suite, names.host, mirror)
             else:
                 _build_on_registry_base(suite, names.host)
-        if not _exists(names.field):
-            say(f"building the field image for {suite}")
-            _docker_build(
-                names.field,
-                f"FROM {names.host}\n"
-                "RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "
-                f"{' '.join(FIELD_PACKAGES)} && rm -rf /var/lib/apt/lists/*\n",
+        else:
+            layer = LAYERS[kind]
+            commands = (
+                layer.before,
+                "apt-get update",
+                "DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "
+                + " ".join(layer.packages),
+                # Else the packages themselves stay in the image, beside what was unpacked.
+                "apt-get clean",
+                "rm -rf /var/lib/apt/lists/*",
             )
+            _docker_build(names[kind], f"FROM {names[layer.base]}\nRUN {' && '.join(filter(None, commands))}\n")
+
+
+# A mirror that stands still keeps a testing release whose date has run out.
+_STALE_RELEASE = {"forky": ('--aptopt=Acquire::Check-Valid-Until "false"',)}
 
 
 def _bootstrap(suite: str, name: str, mirror: Mirror) -> None:
@@ -235,6 +328,7 @@ def _bootstrap(suite: str, name: str, mirror: Mirror) -> None:
                 "--dpkgopt=path-exclude=/usr/share/locale/*",
                 "--dpkgopt=force-unsafe-io",
                 '--aptopt=Acquire::Languages "none"',
+                *_STALE_RELEASE.get(suite, ()),
                 f"--customize-hook={hook}",
                 "--format=tar",
                 suite,
@@ -268,7 +362,9 @@ def _mmdebstrap() -> Path:
 def _keyring(suite: str) -> Path:
     """Return the keys of Debian's archive: an installed keyring that knows the suite, or one unpacked for us."""
     path = Path("usr/share/keyrings/debian-archive-keyring.gpg")
-    names = ("/" / path).parent.glob(f"debian-archive-{suite}-*")
+    # What is not released yet is signed with the keys of the release before it.
+    signer = suite if suite in SUITES else SUITES[0]
+    names = ("/" / path).parent.glob(f"debian-archive-{signer}-*")
     if ("/" / path).exists() and any(names):
         return "/" / path
     return _unpacked("debian-archive-keyring") / path
