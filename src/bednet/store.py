@@ -1,0 +1,1522 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tool of a gateway: keeps the store that the broker's plugin decides from.
+
+``bednet-store [--store DIR] COMMAND`` writes one JSON object on stdout. Commands:
+
+- ``apply COMPILED``: the store becomes what the compiled site says. Secrets come as JSON on stdin.
+- ``revoke ID --reason R``: the device is refused from now on, and its secrets are forgotten.
+- ``reinstate ID``: the way back; its secrets come with the next ``apply``. Not after a key compromise.
+- ``status``: read-only health of the store; exit code 1 when somebody has to act.
+- ``dump [ID]``: what the store says, as JSON lines, without secrets.
+
+This file runs alone: Python 3.11 and python3-lmdb 1.4 or later, nothing else. docs/store.md has the layout of records.
+
+Every command that writes does so in one transaction of LMDB: a reader, or a run after a power cut, sees all of it or
+nothing. Only differences are written, and each changed device, profile and certificate is named in a change log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import fcntl
+import grp
+import hashlib
+import ipaddress
+import itertools
+import json
+import os
+import re
+import struct
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+
+try:
+    import lmdb
+except ImportError:
+    sys.exit(
+        "bednet-store: the Python module lmdb is missing. Cure: run playbooks/site.yml, which installs python3-lmdb"
+    )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+Json: TypeAlias = dict[str, Any]
+_T = TypeVar("_T")
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+STORE = Path("/var/lib/bednet/store")
+GROUP = "mosquitto"
+FOLDER_MODE, DATA_MODE, LOCK_MODE = 0o750, 0o640, 0o660
+MAGIC, LAYOUT = b"BEDNETST", 1
+# Address space, not disk or memory. A million devices need about an eighth of it, and a run that rewrites all of them
+# twice that; when it is not enough the map is doubled, up to the larger number.
+MAP_SIZE, MOST_MAP = 1 << 30, 1 << 36
+# How long to wait for another run. An apply of a million devices takes about 20 s.
+WAIT_SECONDS = 120.0
+
+DATABASES = (b"meta", b"devices", b"profiles", b"zones", b"revoked", b"changes")
+META = b"meta"
+# CRLReason, RFC 5280, 5.3.1; those that a site can state.
+REASONS = {
+    "unspecified": 0,
+    "keyCompromise": 1,
+    "affiliationChanged": 3,
+    "superseded": 4,
+    "cessationOfOperation": 5,
+    "privilegeWithdrawn": 9,
+}
+REASON_NAMES = {number: name for name, number in REASONS.items()}
+COMPROMISED = REASONS["keyCompromise"]
+REVOKED, CERTIFICATE, PASSWORD, PSK = 1, 2, 4, 8
+ALLOW, DENY = 1, 2
+EFFECTS = {"allow": ALLOW, "deny": DENY}
+PUBLISH, SUBSCRIBE = 1, 2
+ACCESSES = {"publish": PUBLISH, "subscribe": SUBSCRIBE}
+DEVICE_CHANGED, SERIAL_CHANGED, PROFILE_CHANGED, EVERYTHING_CHANGED = 1, 2, 3, 4
+CHANGES_KEPT, CHANGES_AT_ONCE = 65_536, 4_096
+AUTHENTICATION = ("certificate", "password", "psk")
+DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+RESERVED, PROBE = "bednet-", "bednet-probe"
+# A value stands for a placeholder within a topic filter. These would reach into other topics.
+UNSAFE_VALUE = re.compile(r"[+#/\x00-\x1f\x7f]|^\$|^\s|\s$")
+PLACEHOLDER = 0xFF  # occurs nowhere in UTF-8
+# The broker has one thread, and checking a password stops it: 10,000 iterations are some 9 ms.
+MOST_ITERATIONS = 10_000
+PASSWORD_FORM = re.compile(r"\$7\$([1-9][0-9]{0,8})\$([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+)")
+HASH_BYTES = 64  # SHA-512
+PSK_BYTES = range(16, 65)
+DAY_SECONDS, EVERY_DAY = 86_400, 0b1111111
+ADDRESS_BYTES = {4: 4, 6: 16}
+# What the length of a text, or a number of things, can be in a record.
+TEXT8, TEXT16 = 0xFF, 0xFFFF
+# Names of things are told, but no more than this many of each.
+TOLD = 100
+
+_U16, _U32, _U64, _BIG_U64 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<Q"), struct.Struct(">Q")
+_META = struct.Struct("<8sIIQQQ")
+_FLAGS_AT = 1  # then the reason
+_DEVICE = struct.Struct("<BBBB8sq")
+_PROFILE = struct.Struct("<BBH")
+_RULE = struct.Struct("<BBBB")
+_WINDOW = struct.Struct("<BBHII4s")
+_TRANSITION = struct.Struct("<qi")
+# LMDB's own meta page on this machine (lmdb 0.9, mdb.c, MDB_meta): behind a page header, one in each of the first two
+# pages; the one with the higher transaction number is the current one.
+_LMDB_HEADER = struct.calcsize("@N") + 8
+_LMDB_META = struct.Struct("@IIPN" + "IHHNNNNN" * 2 + "NN")
+_PAGE_SIZES = range(256, (1 << 16) + 1)
+_LMDB_MAGIC, _LMDB_VERSION = 0xBEEFC0DE, 1
+
+_FOREIGN = "it is an LMDB environment, but not a store of bednet"
+_BUSY = "another bednet-store is at work, for {:g} seconds so far. Cure: look what it does, or try again later"
+
+
+class Refused(Exception):  # noqa: N818  (a refusal is an answer, not a fault of the program)
+    """Nothing was changed; the message is one sentence with its cure."""
+
+
+class Damaged(Exception):  # noqa: N818  (likewise: it says what is so)
+    """A record is not what layout 1 says; the message tells what is wrong with it."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Records: layout 1
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def profile_key(name: str) -> bytes:
+    """Return what stands for a profile in the store."""
+    return hashlib.sha256(name.encode()).digest()[:8]
+
+
+def zone_key(name: str) -> bytes:
+    """Return what stands for a time zone in the store."""
+    return hashlib.sha256(name.encode()).digest()[:4]
+
+
+def serial_key(serial: str) -> bytes:
+    """Return the key of a certificate's serial number, given in hexadecimal digits.
+
+    :raises ValueError: when it is none, or none that a certificate can have (RFC 5280, 4.1.2.2).
+    """
+    if not re.fullmatch(r"[0-9A-Fa-f]{1,40}", serial) or not (number := int(serial, 16)):
+        raise ValueError(f"{serial!r} is not a certificate's serial number in hexadecimal")
+    return number.to_bytes((number.bit_length() + 7) // 8, "big")
+
+
+def _text8(value: bytes) -> bytes:
+    return bytes((len(value),)) + value
+
+
+class _Parser:
+    """Takes a record apart; whatever is missing or left over is damage."""
+
+    def __init__(self, record: bytes) -> None:
+        self._record = record
+        self._at = 0
+
+    def take(self, size: int) -> bytes:
+        taken = self._record[self._at : self._at + size]
+        if len(taken) != size:
+            raise Damaged("it ends too early")
+        self._at += size
+        return taken
+
+    def unpack(self, form: struct.Struct) -> tuple[Any, ...]:
+        return form.unpack(self.take(form.size))
+
+    def text8(self) -> bytes:
+        return self.take(self.take(1)[0])
+
+    def done(self) -> None:
+        if self._at != len(self._record):
+            raise Damaged(f"it has {len(self._record) - self._at} bytes too many")
+
+
+class Password(NamedTuple):
+    """What a password is checked against: PBKDF2 with HMAC-SHA-512 (RFC 8018, 5.2)."""
+
+    iterations: int
+    salt: bytes
+    hash: bytes
+
+    @classmethod
+    def parse(cls, text: str) -> Password:
+        """Read ``$7$iterations$salt$hash``, the form of a line of Mosquitto's password file.
+
+        :raises ValueError: when it is something else, or would stop the broker for too long at each login.
+        """
+        match = PASSWORD_FORM.fullmatch(text)
+        if not match:
+            raise ValueError("is not of the form $7$iterations$salt$hash")
+        try:
+            salt, digest = (base64.b64decode(match[group], validate=True) for group in (2, 3))
+        except ValueError:
+            raise ValueError("has a salt or hash that is not base64") from None
+        iterations = int(match[1])
+        if iterations > MOST_ITERATIONS:
+            raise ValueError(f"has {iterations} iterations, and the broker can bear {MOST_ITERATIONS}")
+        if not 1 <= len(salt) <= TEXT8 or len(digest) != HASH_BYTES:
+            raise ValueError(f"has no salt of 1 to {TEXT8} bytes or no hash of {HASH_BYTES} bytes")
+        return cls(iterations, salt, digest)
+
+
+class Device(NamedTuple):
+    """A record of the database ``devices``.
+
+    :ivar profile: see :func:`profile_key`.
+    :ivar until: unix seconds; 0 for no end.
+    :ivar revoked: the number of the reason; None while the device is in service. A revoked device has no secrets.
+    """
+
+    profile: bytes
+    values: tuple[str, ...] = ()
+    certificate: bool = False
+    password: Password | None = None
+    psk: bytes | None = None
+    until: int = 0
+    revoked: int | None = None
+
+    def encode(self) -> bytes:
+        """Return the record's bytes."""
+        profile, values, certificate, password, psk, until, revoked = self
+        flags = CERTIFICATE if certificate else 0
+        end = b""
+        if revoked is not None:
+            flags |= REVOKED
+        else:
+            if password is not None:
+                flags |= PASSWORD
+                end = _U32.pack(password.iterations) + _text8(password.salt) + _text8(password.hash)
+            if psk is not None:
+                flags |= PSK
+                end += _text8(psk)
+        start = _DEVICE.pack(1, flags, revoked or 0, len(values), profile, until)
+        return b"".join((start, *[_text8(value.encode()) for value in values], end))
+
+    @classmethod
+    def decode(cls, record: bytes) -> Device:
+        """Read a record.
+
+        :raises Damaged: when it is not exactly what :meth:`encode` makes.
+        """
+        parser = _Parser(record)
+        version, flags, reason, count, profile, until = parser.unpack(_DEVICE)
+        if version != 1:
+            raise Damaged(f"its version is {version}")
+        if flags & ~(REVOKED | CERTIFICATE | PASSWORD | PSK) or (flags & REVOKED and flags & (PASSWORD | PSK)):
+            raise Damaged(f"its flags are {flags:#04x}")
+        if reason not in REASON_NAMES or (reason and not flags & REVOKED):
+            raise Damaged(f"its reason is {reason}")
+        if until < 0:
+            raise Damaged(f"its end is {until}")
+        try:
+            values = tuple(parser.text8().decode() for _ in range(count))
+        except UnicodeDecodeError:
+            raise Damaged("a value is not UTF-8") from None
+        password = psk = None
+        if flags & PASSWORD:
+            (iterations,) = parser.unpack(_U32)
+            password = Password(iterations, parser.text8(), parser.text8())
+            if not (1 <= iterations <= MOST_ITERATIONS and password.salt and len(password.hash) == HASH_BYTES):
+                raise Damaged("its password cannot be checked")
+        if flags & PSK:
+            psk = parser.text8()
+            if len(psk) not in PSK_BYTES:
+                raise Damaged(f"its pre-shared key has {len(psk)} bytes")
+        parser.done()
+        revoked = reason if flags & REVOKED else None
+        return cls(profile, values, bool(flags & CERTIFICATE), password, psk, until, revoked)
+
+
+class Window(NamedTuple):
+    """When a rule holds.
+
+    :ivar days: bit 0 is Monday.
+    :ivar start: seconds of the day in the zone's time; ``end`` likewise, on the next day when it is not after `start`.
+    :ivar zone: see :func:`zone_key`.
+    """
+
+    days: int
+    start: int
+    end: int
+    zone: bytes
+
+
+class Rule(NamedTuple):
+    """A rule of a profile.
+
+    :ivar topic: text in UTF-8, in which 0xFF and a byte n stand for the device's id (0) or its n-th value.
+    """
+
+    id: str
+    effect: int
+    access: int
+    windows: tuple[Window, ...]
+    networks: tuple[Network, ...]
+    topic: bytes
+
+
+def encode_profile(rules: Iterable[Rule]) -> bytes:
+    """Return the record of a profile."""
+    rules = tuple(rules)
+    parts = [_PROFILE.pack(1, 0, len(rules))]
+    for rule in rules:
+        parts.append(_text8(rule.id.encode()))
+        parts.append(_RULE.pack(rule.effect, rule.access, len(rule.windows), len(rule.networks)))
+        parts += [_WINDOW.pack(window.days, 0, 0, window.start, window.end, window.zone) for window in rule.windows]
+        for network in rule.networks:
+            parts.append(bytes((network.version, network.prefixlen)) + network.network_address.packed)
+        parts.append(_U16.pack(len(rule.topic)) + rule.topic)
+    return b"".join(parts)
+
+
+def decode_profile(record: bytes) -> tuple[Rule, ...]:
+    """Read the record of a profile.
+
+    :raises Damaged: when it is not exactly what :func:`encode_profile` makes.
+    """
+    parser = _Parser(record)
+    version, zero, count = parser.unpack(_PROFILE)
+    if version != 1 or zero:
+        raise Damaged(f"its version is {version}")
+    rules = tuple(_decode_rule(parser) for _ in range(count))
+    parser.done()
+    return rules
+
+
+def _decode_rule(parser: _Parser) -> Rule:
+    try:
+        name = parser.text8().decode()
+    except UnicodeDecodeError:
+        raise Damaged("the id of a rule is not UTF-8") from None
+    effect, access, window_count, network_count = parser.unpack(_RULE)
+    if effect not in EFFECTS.values() or access not in ACCESSES.values():
+        raise Damaged(f"rule {name!r} has the effect {effect} on the access {access}")
+    windows = []
+    for _ in range(window_count):
+        days, zero8, zero16, start, end, zone = parser.unpack(_WINDOW)
+        if zero8 or zero16 or not 1 <= days <= EVERY_DAY or start >= DAY_SECONDS or end > DAY_SECONDS:
+            raise Damaged(f"rule {name!r} has a window that cannot be")
+        windows.append(Window(days, start, end, zone))
+    networks: list[Network] = []
+    for _ in range(network_count):
+        family, prefix = parser.take(2)
+        if family not in ADDRESS_BYTES:
+            raise Damaged(f"rule {name!r} has a network of the family {family}")
+        try:
+            address = parser.take(ADDRESS_BYTES[family])
+            networks.append(ipaddress.ip_network((address, prefix)))
+        except ValueError:
+            raise Damaged(f"rule {name!r} has a network that cannot be") from None
+    (size,) = parser.unpack(_U16)
+    topic = parser.take(size)
+    try:
+        shown = topic_parts(topic)
+    except (UnicodeDecodeError, IndexError):
+        shown = []
+    if not shown:
+        raise Damaged(f"rule {name!r} has a topic that cannot be")
+    return Rule(name, effect, access, tuple(windows), tuple(networks), topic)
+
+
+def topic_parts(topic: bytes) -> list[str | int]:
+    """Return a rule's topic as the compiled site writes it: texts and numbers of placeholders."""
+    first, *others = topic.split(b"\xff")
+    parts: list[str | int] = [first.decode()] if first else []
+    for other in others:
+        parts.append(other[0])
+        if len(other) > 1:
+            parts.append(other[1:].decode())
+    return parts
+
+
+def encode_zone(transitions: Iterable[tuple[int, int]]) -> bytes:
+    """Return the record of a time zone: from which UTC second on it has which offset, in seconds."""
+    packed = [_TRANSITION.pack(*transition) for transition in transitions]
+    return _U32.pack(len(packed)) + b"".join(packed)
+
+
+def decode_zone(record: bytes) -> tuple[tuple[int, int], ...]:
+    """Read the record of a time zone.
+
+    :raises Damaged: when it is not exactly what :func:`encode_zone` makes.
+    """
+    parser = _Parser(record)
+    (count,) = parser.unpack(_U32)
+    transitions = tuple(_TRANSITION.iter_unpack(parser.take(count * _TRANSITION.size)))
+    parser.done()
+    if not transitions or any(a[0] >= b[0] for a, b in itertools.pairwise(transitions)):
+        raise Damaged("its changes are not in order of time")
+    return transitions
+
+
+class Meta(NamedTuple):
+    """The only record of the database ``meta``."""
+
+    last_change: int = 0
+    devices: int = 0
+    profiles: int = 0
+
+    def encode(self) -> bytes:
+        """Return the record's bytes."""
+        return _META.pack(MAGIC, LAYOUT, 0, *self)
+
+    @classmethod
+    def decode(cls, record: bytes | None) -> Meta:
+        """Read the record.
+
+        :raises Damaged: when it is of another layout, or none of ours.
+        """
+        if record is None or record[:8] != MAGIC or len(record) != _META.size:
+            raise Damaged(_FOREIGN)
+        (layout,) = _U32.unpack_from(record, 8)
+        if layout != LAYOUT:
+            raise Damaged(f"it has layout {layout}, and this tool knows layout {LAYOUT}")
+        _, _, zero, *counts = _META.unpack(record)
+        if zero:
+            raise Damaged("its record 'meta' is damaged")
+        return cls(*counts)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What comes in: the compiled site and the secrets
+# ---------------------------------------------------------------------------------------------------------------------
+
+_HEADER_KEYS = {"bednet-compiled", "zones", "profiles", "devices"}
+_ZONE_KEYS = {"zone", "transitions"}
+_PROFILE_KEYS = {"profile", "names", "rules"}
+_RULE_KEYS = {"id", "effect", "access", "topic", "during", "networks"}
+_WINDOW_KEYS = {"days", "from", "to", "zone"}
+_DEVICE_KEYS = {"device", "profile", "values", "authentication", "until", "revoked"}
+_SECRETS_KEYS = {"passwords", "psk", "revoked_serials"}
+
+
+class _Unsound(Exception):  # noqa: N818  (becomes a Refused with its line)
+    """What is wrong with a line of the compiled site."""
+
+
+def _object(data: object, keys: set[str], what: str) -> Json:
+    if not isinstance(data, dict) or data.keys() != keys:
+        raise _Unsound(f"{what} must be an object with {', '.join(sorted(keys))}")
+    return data
+
+
+def _whole(data: object, low: int, high: int, what: str) -> int:
+    if not isinstance(data, int) or isinstance(data, bool) or not low <= data <= high:
+        raise _Unsound(f"{what} must be a whole number from {low} to {high}")
+    return data
+
+
+def _text(data: object, what: str, most: int = TEXT8) -> str:
+    if not isinstance(data, str) or not data or len(data.encode(errors="replace")) > most or not _encodable(data):
+        raise _Unsound(f"{what} must be text of 1 to {most} bytes")
+    return data
+
+
+def _encodable(text: str) -> bool:
+    """Say whether it is Unicode without lone surrogates and NUL, as MQTT wants it (MQTT 5, 1.5.4)."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
+
+
+def _list(data: object, what: str, most: int) -> list[Any]:
+    if not isinstance(data, list) or len(data) > most:
+        raise _Unsound(f"{what} must be a list of at most {most}")
+    return data
+
+
+class Secrets:
+    """What comes apart from the compiled site, for devices that are in service.
+
+    :ivar passwords: by device id, as in Mosquitto's password file.
+    :ivar psk: by device id, pre-shared keys in hexadecimal.
+    :ivar serials: revoked certificates: see :func:`serial_key`, and the number of the reason.
+    """
+
+    def __init__(self, data: object) -> None:
+        """Read the object that ``apply`` gets on stdin.
+
+        :raises Refused: when a field is missing, unknown or of the wrong kind.
+        """
+        cure = "Cure: give them as the role does; see docs/store.md"
+        if not isinstance(data, dict) or data.keys() != _SECRETS_KEYS:
+            raise Refused(f"the secrets must be a JSON object with {', '.join(sorted(_SECRETS_KEYS))}. {cure}")
+        for name, value in data.items():
+            if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+                raise Refused(f"{name} must be a JSON object of strings. {cure}")
+        self.passwords: dict[str, str] = data["passwords"]
+        self.psk: dict[str, str] = data["psk"]
+        self.serials: dict[bytes, int] = {}
+        for serial, reason in data["revoked_serials"].items():
+            if reason not in REASONS:
+                raise Refused(f"revoked_serials: {reason!r} is not a reason. Cure: use {', '.join(REASONS)}")
+            try:
+                key = serial_key(serial)
+            except ValueError as exc:
+                raise Refused(f"revoked_serials: {exc}. {cure}") from None
+            if key in self.serials:
+                raise Refused(f"revoked_serials: {serial} is there twice. {cure}")
+            self.serials[key] = REASONS[reason]
+
+    def password(self, device: str) -> Password | None:
+        """Return what a device's password is checked against; None when there is none.
+
+        :raises Refused: when it cannot be used. The message does not show it.
+        """
+        if (text := self.passwords.get(device)) is None:
+            return None
+        try:
+            return Password.parse(text)
+        except ValueError as exc:
+            raise Refused(f"the password of {device} {exc}. Cure: let bednet-ca make it") from None
+
+    def key(self, device: str) -> bytes | None:
+        """Return a device's pre-shared key; None when there is none.
+
+        :raises Refused: when it cannot be used. The message does not show it.
+        """
+        if (text := self.psk.get(device)) is None:
+            return None
+        sizes = f"{PSK_BYTES.start} to {PSK_BYTES.stop - 1} bytes"
+        if not re.fullmatch(r"(?:[0-9A-Fa-f]{2})+", text) or len(text) // 2 not in PSK_BYTES:
+            raise Refused(f"the pre-shared key of {device} is not {sizes} in hexadecimal. Cure: let bednet-ca make it")
+        return bytes.fromhex(text)
+
+
+class Compiled:
+    """Reads a compiled site line by line: its zones and profiles at once, its devices as they are asked for.
+
+    :ivar zones: records by key, likewise ``profiles``; complete once :meth:`devices` has begun.
+    :ivar without_secret: ids of devices in service that lack the secret of a way to authenticate.
+    """
+
+    def __init__(self, lines: Iterable[str], secrets: Secrets, name: str = "the compiled site") -> None:
+        self.secrets = secrets
+        self.without_secret: list[str] = []
+        self.unused_passwords, self.unused_psk = set(secrets.passwords), set(secrets.psk)
+        self._name = name
+        self._lines = enumerate(lines, 1)
+        self._line = 0
+        self.zones: dict[bytes, bytes] = {}
+        self.profiles: dict[bytes, bytes] = {}
+        self._known: dict[str, tuple[bytes, int]] = {}
+        """By a profile's name: its key, and how many values its devices have."""
+
+    def _refused(self, message: str) -> Refused:
+        return Refused(f"{self._name}:{self._line}: {message}. Cure: make it again with bednet compile --output")
+
+    def _next(self) -> object:
+        try:
+            self._line, line = next(self._lines)
+        except StopIteration:
+            self._line += 1
+            raise _Unsound("the file ends too early") from None
+        except UnicodeDecodeError:
+            self._line += 1
+            raise _Unsound("the line is not UTF-8") from None
+        if not line.endswith("\n"):
+            raise _Unsound("the line has no end")
+        try:
+            return json.loads(line)
+        except (ValueError, RecursionError):
+            raise _Unsound("the line is not JSON") from None
+
+    def devices(self) -> Iterator[tuple[bytes, Device]]:
+        """Go through all devices, in order of their ids; the last step makes sure that nothing follows.
+
+        :raises Refused: at the first line that is not what ``bednet compile`` writes, or a secret that cannot be used.
+        """
+        try:
+            header = _object(self._next(), _HEADER_KEYS, "the first line")
+            if header["bednet-compiled"] != 1:
+                raise _Unsound(f"the format is {header['bednet-compiled']!r}, and this tool reads format 1")
+            counts = [_whole(header[name], 0, 1 << 32, f"'{name}'") for name in ("zones", "profiles", "devices")]
+            for _ in range(counts[0]):
+                self._zone(self._next())
+            for _ in range(counts[1]):
+                self._profile(self._next())
+            last = ""
+            for _ in range(counts[2]):
+                entry = _object(self._next(), _DEVICE_KEYS, "a device")
+                device_id = entry["device"]
+                device = self._device(entry)
+                if device_id <= last:
+                    wrong = "is listed twice" if device_id == last else f"stands after {last!r}, not in order"
+                    raise _Unsound(f"device {device_id!r} {wrong}")
+                last = device_id
+                yield device_id.encode(), device
+            if next(self._lines, None) is not None:
+                self._line += 1
+                raise _Unsound("more lines than the first line says")
+        except _Unsound as exc:
+            raise self._refused(str(exc)) from None
+
+    def _zone(self, data: object) -> None:
+        entry = _object(data, _ZONE_KEYS, "a zone")
+        name = _text(entry["zone"], "a zone's name")
+        transitions: list[tuple[int, int]] = []
+        for pair in _list(entry["transitions"], "transitions", TEXT16):
+            try:
+                second, offset = pair
+            except (TypeError, ValueError):
+                raise _Unsound(f"zone {name!r}: a transition must be [second, offset]") from None
+            _whole(second, -(1 << 62), 1 << 62, f"zone {name!r}: a second")
+            _whole(offset, -DAY_SECONDS, DAY_SECONDS, f"zone {name!r}: an offset")
+            if transitions and second <= transitions[-1][0]:
+                raise _Unsound(f"zone {name!r}: transitions out of order")
+            transitions.append((second, offset))
+        if not transitions:
+            raise _Unsound(f"zone {name!r} has no transitions")
+        if self.zones.setdefault(zone_key(name), record := encode_zone(transitions)) is not record:
+            raise _Unsound(f"zone {name!r} is listed twice")
+
+    def _profile(self, data: object) -> None:
+        entry = _object(data, _PROFILE_KEYS, "a profile")
+        name = _text(entry["profile"], "a profile's key", 1 << 20)
+        names = _list(entry["names"], "names", TEXT8)
+        for placeholder in names:
+            _text(placeholder, f"profile {name!r}: a name")
+        rules = _list(entry["rules"], "rules", TEXT16)
+        record = encode_profile(self._rule(rule, len(names)) for rule in rules)
+        key = profile_key(name)
+        if name in self._known or self.profiles.setdefault(key, record) is not record:
+            raise _Unsound(f"profile {name!r} is listed twice")
+        self._known[name] = key, len(names)
+
+    def _rule(self, data: object, names: int) -> Rule:
+        entry = _object(data, _RULE_KEYS, "a rule")
+        name = _text(entry["id"], "a rule's id")
+        try:
+            effect, access = EFFECTS[entry["effect"]], ACCESSES[entry["access"]]
+        except (KeyError, TypeError):
+            raise _Unsound(f"rule {name!r} has no effect or access that is known") from None
+        windows = []
+        for data_of in _list(entry["during"], f"rule {name!r}: during", TEXT8):
+            window = _object(data_of, _WINDOW_KEYS, f"rule {name!r}: a window")
+            zone = zone_key(_text(window["zone"], f"rule {name!r}: a zone"))
+            if zone not in self.zones:
+                raise _Unsound(f"rule {name!r}: there is no zone {window['zone']!r}")
+            days = _whole(window["days"], 1, EVERY_DAY, f"rule {name!r}: days")
+            start = _whole(window["from"], 0, DAY_SECONDS - 1, f"rule {name!r}: from")
+            windows.append(Window(days, start, _whole(window["to"], 0, DAY_SECONDS, f"rule {name!r}: to"), zone))
+        networks = []
+        for text in _list(entry["networks"], f"rule {name!r}: networks", TEXT8):
+            try:
+                networks.append(ipaddress.ip_network(_text(text, f"rule {name!r}: a network")))
+            except ValueError:
+                raise _Unsound(f"rule {name!r}: {text!r} is not a network") from None
+        topic = self._topic(entry["topic"], names, name)
+        return Rule(name, effect, access, tuple(windows), tuple(networks), topic)
+
+    @staticmethod
+    def _topic(data: object, names: int, rule: str) -> bytes:
+        parts = []
+        for part in _list(data, f"rule {rule!r}: topic", TEXT16):
+            if isinstance(part, str):
+                parts.append(_text(part, f"rule {rule!r}: topic", TEXT16).encode())
+            else:
+                parts.append(bytes((PLACEHOLDER, _whole(part, 0, names, f"rule {rule!r}: a placeholder"))))
+        topic = b"".join(parts)
+        if not 1 <= len(topic) <= TEXT16:
+            raise _Unsound(f"rule {rule!r}: the topic is empty or longer than {TEXT16} bytes")
+        return topic
+
+    def _device(self, entry: Json) -> Device:  # noqa: PLR0912 - one for each refusal
+        device_id, profile = entry["device"], entry["profile"]
+        if (
+            not isinstance(device_id, str)
+            or not DEVICE_ID.fullmatch(device_id)
+            or (device_id[:7].lower() == RESERVED and device_id != PROBE)
+        ):
+            raise _Unsound(f"{device_id!r} cannot be a device's id")
+        try:
+            key, count = self._known[profile]
+        except (KeyError, TypeError):
+            raise _Unsound(f"device {device_id!r} has the profile {profile!r}, which the file does not list") from None
+        values = entry["values"]
+        if not isinstance(values, list) or len(values) != count:
+            raise _Unsound(f"device {device_id!r} has not the {count} values of its profile")
+        for value in values:
+            if not isinstance(value, str) or not value or UNSAFE_VALUE.search(value):
+                raise _Unsound(f"device {device_id!r} has the value {value!r}, which cannot stand in a topic")
+            if not value.isascii() or len(value) > TEXT8:
+                _text(value, f"device {device_id!r}: a value")
+        authentication = entry["authentication"]
+        if not isinstance(authentication, list) or not authentication:
+            raise _Unsound(f"device {device_id!r} has no way to authenticate")
+        for way in authentication:
+            if way not in AUTHENTICATION:
+                raise _Unsound(f"device {device_id!r} authenticates with {way!r}, which is unknown")
+        until, reason = entry["until"], entry["revoked"]
+        if until is None:
+            until = 0
+        else:
+            _whole(until, 1, 1 << 62, f"device {device_id!r}: until")
+        if reason is not None:
+            if not isinstance(reason, str) or reason not in REASONS:
+                raise _Unsound(f"device {device_id!r} is revoked for {reason!r}, which is no reason")
+            return Device(key, tuple(values), "certificate" in authentication, None, None, until, REASONS[reason])
+        password, psk = self._secrets_of(device_id, authentication)
+        return Device(key, tuple(values), "certificate" in authentication, password, psk, until)
+
+    def _secrets_of(self, device_id: str, authentication: list[str]) -> tuple[Password | None, bytes | None]:
+        password = psk = None
+        if "password" in authentication:
+            password = self.secrets.password(device_id)
+            self.unused_passwords.discard(device_id)
+        if "psk" in authentication:
+            psk = self.secrets.key(device_id)
+            self.unused_psk.discard(device_id)
+        if len(authentication) != ("certificate" in authentication) + (password is not None) + (psk is not None):
+            self.without_secret.append(device_id)
+        return password, psk
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The store
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Changes:
+    """The change log of one transaction."""
+
+    def __init__(self) -> None:
+        self._subjects: list[tuple[int, bytes]] = []
+        self.everything = False
+
+    def add(self, kind: int, subject: bytes) -> None:
+        self._subjects.append((kind, subject))
+        if kind == EVERYTHING_CHANGED or len(self._subjects) > CHANGES_AT_ONCE:
+            self.everything = True
+        if self.everything:
+            self._subjects = [(EVERYTHING_CHANGED, b"")]
+
+    def __len__(self) -> int:
+        return len(self._subjects)
+
+    def write(self, transaction: lmdb.Transaction, database: Any, last: int) -> None:
+        """Append to the log, and drop what is too old.
+
+        :param last: the number of the last entry so far.
+        """
+        for number, (kind, subject) in enumerate(self._subjects, last + 1):
+            transaction.put(_BIG_U64.pack(number), bytes((kind,)) + subject, db=database)
+        last += len(self._subjects)
+        with transaction.cursor(database) as cursor:
+            while cursor.first() and _BIG_U64.unpack(cursor.key())[0] <= last - CHANGES_KEPT:
+                cursor.delete()
+
+
+class _Old(NamedTuple):
+    """What the store said before: a snapshot that stays as it is while the new state is written."""
+
+    transaction: lmdb.Transaction | None
+    databases: Mapping[bytes, Any]
+    meta: Meta
+
+    def items(self, database: bytes) -> Iterator[tuple[bytes, bytes]]:
+        if self.transaction is not None:
+            with self.transaction.cursor(self.databases[database]) as cursor:
+                for key, record in cursor.iternext():
+                    yield bytes(key), bytes(record)
+
+    def get(self, database: bytes, key: bytes) -> bytes | None:
+        record = None if self.transaction is None else self.transaction.get(key, db=self.databases[database])
+        return None if record is None else bytes(record)
+
+
+class _Run:
+    """One transaction in the making; without a transaction to write to it only counts."""
+
+    def __init__(self, old: _Old, write: lmdb.Transaction | None, databases: Mapping[bytes, Any]) -> None:
+        self.old = old
+        self.changes = _Changes()
+        self._write = write
+        self._databases = databases
+        self._count = {b"devices": old.meta.devices, b"profiles": old.meta.profiles}
+
+    def set(self, database: bytes, kind: int, key: bytes, before: bytes | None, after: bytes | None) -> None:
+        """Note one difference."""
+        self.changes.add(kind, key if kind != EVERYTHING_CHANGED else b"")
+        if database in self._count:
+            self._count[database] += (after is not None) - (before is not None)
+        if self._write is None:
+            return
+        if after is None:
+            self._write.delete(key, db=self._databases[database])
+        else:
+            # In an empty database everything comes in order: LMDB then fills its pages, and needs no search.
+            append = self.old.transaction is None and database == b"devices"
+            self._write.put(key, after, append=append, db=self._databases[database])
+
+    def merge(
+        self,
+        database: bytes,
+        kind: int,
+        new: Iterable[tuple[bytes, bytes]],
+        note: Callable[[bytes, bytes | None, bytes | None], None] | None = None,
+    ) -> dict[str, int]:
+        """Make a database what `new` says, which is in order of keys. :returns: how much of it is different."""
+        tally = {"added": 0, "changed": 0, "removed": 0}
+        for key, before, after in _differences(self.old.items(database), new):
+            tally["added" if before is None else "removed" if after is None else "changed"] += 1
+            self.set(database, kind, key, before, after)
+            if note:
+                note(key, before, after)
+        return tally
+
+    def finish(self) -> Meta:
+        """Write the change log and the meta record. :returns: what that says."""
+        last = self.old.meta.last_change
+        meta = Meta(last + len(self.changes), self._count[b"devices"], self._count[b"profiles"])
+        if self._write is not None and (meta != self.old.meta or self.old.transaction is None):
+            self.changes.write(self._write, self._databases[b"changes"], last)
+            self._write.put(META, meta.encode(), db=self._databases[b"meta"])
+        return meta
+
+
+def _differences(
+    old: Iterator[tuple[bytes, bytes]], new: Iterable[tuple[bytes, bytes]]
+) -> Iterator[tuple[bytes, bytes | None, bytes | None]]:
+    """Compare two sequences that are in order of their keys: key, value before, value after."""
+    mine = next(old, None)
+    for key, after in new:
+        while mine is not None and mine[0] < key:
+            yield mine[0], mine[1], None
+            mine = next(old, None)
+        if mine is not None and mine[0] == key:
+            if mine[1] != after:
+                yield key, mine[1], after
+            mine = next(old, None)
+        else:
+            yield key, None, after
+    while mine is not None:
+        yield mine[0], mine[1], None
+        mine = next(old, None)
+
+
+class CompiledFile:
+    """A file with a compiled site; it can be gone through again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __iter__(self) -> Iterator[str]:
+        with self.path.open(encoding="utf-8", newline="\n") as stream:
+            yield from stream
+
+
+class Store:
+    """The store in a folder. Every method opens it, does one thing as a whole, and closes it.
+
+    :ivar folder: is made when it is missing; the one above it must be there.
+    """
+
+    def __init__(
+        self, folder: Path, *, group: str | None = None, map_size: int = MAP_SIZE, wait: float = WAIT_SECONDS
+    ) -> None:
+        """Name a store; nothing is opened yet.
+
+        :param group: whose members may read it; None for ``mosquitto``, or nobody's when there is no such group.
+        :param map_size: bytes of address space to begin with.
+        :param wait: seconds to wait for another run.
+        :raises Refused: when there is no such group.
+        """
+        self.folder = folder
+        self._map_size = map_size
+        self._wait = wait
+        self._gid: int | None = None
+        try:
+            self._gid = grp.getgrnam(group or GROUP).gr_gid
+        except KeyError:
+            if group is not None:
+                raise Refused(f"there is no group {group!r}. Cure: install mosquitto, or name its group") from None
+
+    @property
+    def data(self) -> Path:
+        """The file that holds everything."""
+        return self.folder / "data.mdb"
+
+    def apply(self, lines: Iterable[str], secrets: object, *, check: bool = False) -> Json:
+        """Make the store what a compiled site says.
+
+        The compiled site is the truth, also about a device that was revoked here alone (``revoke``): it comes back, and
+        is named in ``reinstated``.
+
+        :param lines: of the compiled site, such as a :class:`CompiledFile`.
+        :param secrets: see :class:`Secrets`.
+        :param check: tell what would change, and change nothing.
+        :returns: ``changed``; how many devices were ``added``, ``changed_devices``, ``removed``; ``profiles``,
+            ``zones``, ``revoked_serials`` that are different; ``reinstated``: ids and old reasons of devices that are
+            no longer revoked; ``without_secret``: devices in service that lack the password or key of a way to
+            authenticate, ``unused_secrets``: ids with a secret that no device can use (the first 100 of each);
+            ``devices`` in the store; ``files``: owners and modes that were put right.
+        :raises Refused: nothing was changed.
+        """
+        known = secrets if isinstance(secrets, Secrets) else Secrets(secrets)
+        name = str(lines) if isinstance(lines, CompiledFile) else "the compiled site"
+        again = iter(lines) is not lines
+
+        def work(run: _Run) -> Json:
+            return _apply(run, Compiled(lines, known, name))
+
+        return self._change(work, check=check, again=again)
+
+    def put(self, device_id: str, device: Device | None) -> Json:
+        """Write one device, or remove it, without looking at any other.
+
+        :raises Refused: when the store does not have the device's profile.
+        """
+        if not DEVICE_ID.fullmatch(device_id):
+            raise Refused(f"{device_id!r} cannot be a device's id. Cure: correct it")
+        key = device_id.encode()
+
+        def work(run: _Run) -> Json:
+            if device is not None and run.old.get(b"profiles", device.profile) is None:
+                raise Refused(f"the store does not have the profile of {device_id}. Cure: apply the compiled site")
+            before, after = run.old.get(b"devices", key), None if device is None else device.encode()
+            if before != after:
+                run.set(b"devices", DEVICE_CHANGED, key, before, after)
+            return {}
+
+        return self._change(work, new=False)
+
+    def get(self, device_id: str) -> Device | None:
+        """Return one device's record, secrets and all.
+
+        :raises Refused: when it is damaged.
+        """
+        with self._reading() as old:
+            record = old.get(b"devices", device_id.encode())
+        return None if record is None else _sound(device_id, record)
+
+    def revoke(self, device_id: str, reason: str) -> Json:
+        """Refuse a device from now on, and forget its secrets.
+
+        :raises Refused: when the store does not know the device, or its key is compromised and this is another reason.
+        """
+        if reason not in REASONS:
+            raise Refused(f"{reason!r} is not a reason. Cure: use {', '.join(REASONS)}")
+
+        def work(device: Device) -> Device:
+            if device.revoked == COMPROMISED and REASONS[reason] != COMPROMISED:
+                raise Refused(
+                    f"{device_id} is revoked for keyCompromise, and that cannot be made less. "
+                    "Cure: revoke it for that reason, or leave it"
+                )
+            return device._replace(revoked=REASONS[reason], password=None, psk=None)
+
+        return self._alter(device_id, work)
+
+    def reinstate(self, device_id: str) -> Json:
+        """Let a revoked device in again; its secrets come with the next ``apply``.
+
+        :raises Refused: when the store does not know the device, or its key is compromised.
+        """
+
+        def work(device: Device) -> Device:
+            if device.revoked == COMPROMISED:
+                raise Refused(
+                    f"the key of {device_id} is compromised: whoever has it would come back too. Cure: take "
+                    "'revoked' out of devices.yml, and run playbooks/site.yml, which gives the device new keys"
+                )
+            return device._replace(revoked=None)
+
+        return self._alter(device_id, work)
+
+    def _alter(self, device_id: str, change: Callable[[Device], Device]) -> Json:
+        def work(run: _Run) -> Json:
+            key = device_id.encode(errors="replace")
+            before = run.old.get(b"devices", key) if DEVICE_ID.fullmatch(device_id) else None
+            if before is None:
+                raise Refused(f"the store has no device {device_id!r}. Cure: name one that it has")
+            device = change(_sound(device_id, before))
+            if (after := device.encode()) != before:
+                run.set(b"devices", DEVICE_CHANGED, key, before, after)
+            return {"device": device_id, "revoked": None if device.revoked is None else REASON_NAMES[device.revoked]}
+
+        return self._change(work, new=False)
+
+    def status(self, *, deep: bool = False) -> Json:
+        """Summarise the store; ``problems`` says what somebody has to do.
+
+        :param deep: read every record.
+        :raises Refused: when there is no store that could be read.
+        """
+        with self._reading() as old:
+            transaction = old.transaction
+            if transaction is None:
+                raise Refused(f"{self.folder}: there is no store. Cure: run playbooks/site.yml")
+            counts = {name: transaction.stat(old.databases[name])["entries"] for name in DATABASES}
+            problems = [f"{thing}. Cure: run playbooks/site.yml" for thing in self._permissions()]
+            if (counts[b"devices"], counts[b"profiles"]) != (old.meta.devices, old.meta.profiles):
+                problems.append("the number of devices or profiles is not what the store says. " + self._damage_cure)
+            if deep:
+                problems += [f"{thing}. {self._damage_cure}" for thing in itertools.islice(_damage(old), TOLD)]
+        geometry = _geometry(self.data)
+        return {
+            "problems": problems,
+            "layout": LAYOUT,
+            "last_change": old.meta.last_change,
+            **{name.decode(): counts[name] for name in DATABASES if name != b"meta"},
+            "bytes": self.data.stat().st_size,
+            "map_size": geometry.map_size if geometry else 0,
+        }
+
+    def dump(self, device_id: str | None = None) -> Iterator[Json]:
+        """Go through what the store says, or only through one device and its profile; secrets are left out.
+
+        :raises Refused: when there is no store, no such device, or a record is damaged.
+        """
+        with self._reading() as old:
+            if old.transaction is None:
+                raise Refused(f"{self.folder}: there is no store. Cure: run playbooks/site.yml")
+            if device_id is not None:
+                record = old.get(b"devices", device_id.encode(errors="replace") or b"\0")
+                if record is None:
+                    raise Refused(f"the store has no device {device_id!r}. Cure: name one that it has")
+                device = _sound(device_id, record)
+                yield _show_device(device_id, device)
+                profile = old.get(b"profiles", device.profile) or b""
+                yield _show_profile(device.profile, self._decoded(decode_profile, device.profile, profile))
+                return
+            yield {"bednet-store": LAYOUT, **old.meta._asdict()}
+            for key, record in old.items(b"zones"):
+                yield {
+                    "zone": key.hex(),
+                    "transitions": [list(pair) for pair in self._decoded(decode_zone, key, record)],
+                }
+            for key, record in old.items(b"profiles"):
+                yield _show_profile(key, self._decoded(decode_profile, key, record))
+            for key, record in old.items(b"devices"):
+                yield _show_device(key.decode(), _sound(key.decode(), record))
+            for key, record in old.items(b"revoked"):
+                yield {"revoked_serial": key.hex(), "reason": REASON_NAMES.get(record[0])}
+
+    def _decoded(self, decode: Callable[[bytes], _T], key: bytes, record: bytes) -> _T:
+        try:
+            return decode(record)
+        except Damaged as exc:
+            raise self._refusal(f"the record {key.hex()} is damaged: {exc}") from None
+
+    def raw(self) -> Iterator[tuple[bytes, bytes, bytes]]:
+        """Go through everything as it is stored: database, key, record."""
+        with self._reading() as old:
+            for database in DATABASES:
+                for key, record in old.items(database):
+                    yield database, key, record
+
+    # What is common to all of them
+
+    @property
+    def _damage_cure(self) -> str:
+        return (
+            f"Cure: stop the broker, move {self.folder} away, and run playbooks/site.yml, which makes it anew "
+            "from the site"
+        )
+
+    def _refusal(self, message: str) -> Refused:
+        return Refused(f"{self.folder}: {message}. {self._damage_cure}")
+
+    def _change(
+        self, work: Callable[[_Run], Json], *, check: bool = False, new: bool = True, again: bool = True
+    ) -> Json:
+        """Do some work in one transaction.
+
+        :param new: a store that is not there yet may be made.
+        :param again: the work can be done again, with more room.
+        """
+        with self._refusals():
+            if check:
+                with self._reading() as old:
+                    answer = work(run := _Run(old, None, {}))
+                    return self._answer(answer, run, run.finish(), self._permissions())
+            if not new and not self._exists():
+                raise Refused(f"{self.folder}: there is no store. Cure: run playbooks/site.yml")
+            files = self._permissions()
+            self._make_folder()
+            with self._alone():
+                size = max(self._map_size, geometry.map_size if (geometry := self._geometry()) else 0)
+                while True:
+                    try:
+                        answer, run, meta = self._write(work, size)
+                        break
+                    except lmdb.MapFullError:
+                        if not again or size >= MOST_MAP:
+                            raise Refused(
+                                f"{self.folder}: {size >> 20} MiB are not enough. Cure: see docs/store.md"
+                            ) from None
+                        size *= 2
+                self._permissions(repair=True)
+                return self._answer(answer, run, meta, files)
+
+    @staticmethod
+    def _answer(answer: Json, run: _Run, meta: Meta, files: list[str]) -> Json:
+        return {
+            "changed": bool(run.changes) or bool(files),
+            **answer,
+            "everything": run.changes.everything,
+            "devices": meta.devices,
+            "last_change": meta.last_change,
+            "files": files,
+        }
+
+    def _write(self, work: Callable[[_Run], Json], size: int) -> tuple[Json, _Run, Meta]:
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.umask, os.umask(0o077))
+            environment = stack.enter_context(
+                lmdb.open(str(self.folder), map_size=size, max_dbs=len(DATABASES), mode=DATA_MODE)
+            )
+            # A run that was killed leaves its place in the table of readers, and would keep old pages from being used.
+            environment.reader_check()
+            old = self._snapshot(environment, stack)
+            with _watched(self._wait):
+                write = environment.begin(write=True)
+            try:
+                databases = old.databases or {name: environment.open_db(name, txn=write) for name in DATABASES}
+                answer = work(run := _Run(old, write, databases))
+                meta = run.finish()
+            except BaseException:
+                write.abort()
+                raise
+            if run.changes or old.transaction is None:
+                write.commit()
+            else:
+                write.abort()
+        self._lengthen()
+        return answer, run, meta
+
+    def _lengthen(self) -> None:
+        """Make the file as long as LMDB says: pages at its end that came and went in one transaction are not written.
+
+        Whoever opens it takes a shorter file for a truncated one.
+        """
+        size = self.data.stat().st_size
+        with self.data.open("r+b") as stream:
+            if (geometry := _read_geometry(stream.read(1 << 17))) and geometry.size > size:
+                stream.truncate(geometry.size)
+
+    def _snapshot(self, environment: lmdb.Environment, stack: contextlib.ExitStack) -> _Old:
+        """Begin to read, after a look at whether it is a store at all."""
+        with environment.begin() as transaction:
+            with transaction.cursor() as cursor:
+                names = tuple(cursor.iternext(values=False))
+            if not names:
+                return _Old(None, {}, Meta())
+            if set(names) != set(DATABASES):
+                raise self._refusal(_FOREIGN)
+        with _watched(self._wait):
+            databases = {name: environment.open_db(name, create=False) for name in DATABASES}
+        transaction = stack.enter_context(environment.begin())
+        try:
+            meta = Meta.decode(transaction.get(META, db=databases[b"meta"]))
+        except Damaged as exc:
+            raise self._refusal(str(exc)) from None
+        return _Old(transaction, databases, meta)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[_Old]:
+        """Read what is there, and change nothing; a store that is not there is empty."""
+        with self._refusals(), contextlib.ExitStack() as stack:
+            if not self._exists():
+                yield _Old(None, {}, Meta())
+                return
+            environment = stack.enter_context(
+                lmdb.open(
+                    str(self.folder),
+                    map_size=max(self._map_size, geometry.map_size if (geometry := self._geometry()) else 0),
+                    max_dbs=len(DATABASES),
+                    readonly=True,
+                    create=False,
+                    lock=(self.folder / "lock.mdb").exists(),
+                )
+            )
+            yield self._snapshot(environment, stack)
+
+    def _exists(self) -> bool:
+        try:
+            return self.data.stat().st_size > 0
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def _geometry(self) -> _Geometry | None:
+        """Look at the file before LMDB maps it: a page that is missing would end this process with a signal."""
+        try:
+            return _geometry(self.data)
+        except Damaged as exc:
+            raise self._refusal(str(exc)) from None
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Tell in words what LMDB and the file system have against it."""
+        try:
+            yield
+        except lmdb.MapFullError:
+            raise
+        except lmdb.ReadersFullError:
+            raise Refused(f"{self.folder}: too many readers. Cure: end those that are not the broker") from None
+        except (lmdb.DiskError, OSError) as exc:
+            raise Refused(
+                f"{self._where(exc)}: {_words(exc)}. Cure: make room or give access, and run it again"
+            ) from None
+        except lmdb.Error as exc:
+            if "No space" in str(exc) or "too large" in str(exc):
+                raise Refused(f"{self.folder}: {_words(exc)}. Cure: make room, and run it again") from None
+            raise self._refusal(f"LMDB says: {_words(exc)}") from None
+
+    def _where(self, exc: Exception) -> object:
+        return getattr(exc, "filename", None) or self.folder
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let a playbook and an operator take turns, and say so when a turn is too long."""
+        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            deadline = time.monotonic() + self._wait
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise Refused(_BUSY.format(self._wait)) from None
+                    time.sleep(0.05)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(mode=FOLDER_MODE)
+        except FileExistsError:
+            pass
+        except FileNotFoundError:
+            message = f"{self.folder.parent}: there is no such folder. Cure: run playbooks/site.yml, which makes it"
+            raise Refused(message) from None
+
+    def _permissions(self, *, repair: bool = False) -> list[str]:
+        """Say which owners and modes are not as they must be: nobody but root writes, the broker reads."""
+        wrong = []
+        user, group = os.geteuid(), self._gid
+        for path, mode in ((self.folder, FOLDER_MODE), (self.data, DATA_MODE), (self.folder / "lock.mdb", LOCK_MODE)):
+            try:
+                found = path.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                wrong.append(f"{path} is missing")
+                continue
+            owner = f"{user}:{found.st_gid if group is None else group}"
+            if f"{found.st_uid}:{found.st_gid}" != owner:
+                wrong.append(f"{path} has the owner {found.st_uid}:{found.st_gid}, not {owner}")
+                if repair:
+                    os.chown(path, user, -1 if group is None else group)
+            if found.st_mode & 0o7777 != mode:
+                wrong.append(f"{path} has the mode {found.st_mode & 0o7777:04o}, not {mode:04o}")
+                if repair:
+                    path.chmod(mode)
+        return wrong
+
+
+class _Geometry(NamedTuple):
+    """What LMDB's meta page says; sizes in bytes.
+
+    :ivar size: where the last page ends.
+    """
+
+    size: int
+    map_size: int
+
+
+def _geometry(path: Path) -> _Geometry | None:
+    """Return the geometry of an LMDB data file; None when it does not exist or is empty.
+
+    :raises Damaged: when it is none, or shorter than it says.
+    """
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(1 << 17)
+            length = stream.seek(0, os.SEEK_END)
+    except FileNotFoundError:
+        return None
+    if not length:
+        return None
+    found = _read_geometry(start)
+    if found is None:
+        raise Damaged("data.mdb is not a data file of LMDB 0.9 on a machine of this kind")
+    if length < found.size:
+        raise Damaged(f"data.mdb is cut off: it has {length} bytes of {found.size}")
+    return found
+
+
+def _read_geometry(start: bytes) -> _Geometry | None:
+    metas = []
+    offset = _LMDB_HEADER
+    for _ in range(2):
+        if len(start) < offset + _LMDB_META.size:
+            return None
+        magic, version, _, map_size, page_size, *_, last_page, number = _LMDB_META.unpack_from(start, offset)
+        if (magic, version) != (_LMDB_MAGIC, _LMDB_VERSION) or page_size not in _PAGE_SIZES:
+            return None
+        metas.append((number, (last_page + 1) * page_size, map_size))
+        offset += page_size
+    return _Geometry(*max(metas)[1:])
+
+
+@contextlib.contextmanager
+def _watched(seconds: float) -> Iterator[None]:
+    """End this process when LMDB's own lock cannot be had: who holds it is no bednet-store, and nothing else helps."""
+
+    def stuck() -> None:
+        sys.stderr.write(f"bednet-store: {_BUSY.format(seconds)}\n")
+        sys.stderr.flush()
+        os._exit(1)
+
+    timer = threading.Timer(seconds, stuck)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _words(exc: Exception) -> str:
+    return getattr(exc, "strerror", None) or str(exc).split(": ", 1)[-1]
+
+
+def _apply(run: _Run, compiled: Compiled) -> Json:
+    reinstated: list[Json] = []
+    revoked: list[str] = []
+
+    def note(key: bytes, before: bytes | None, after: bytes | None) -> None:
+        was = before is not None and len(before) > _FLAGS_AT and before[_FLAGS_AT] & REVOKED
+        is_now = after is not None and after[_FLAGS_AT] & REVOKED
+        if is_now and not was:
+            revoked.append(key.decode())
+        elif was and after is not None and not is_now:
+            reason = REASON_NAMES.get(before[_FLAGS_AT + 1], "unspecified") if before is not None else ""
+            reinstated.append({"device": key.decode(), "reason": reason})
+
+    new = ((key, device.encode()) for key, device in compiled.devices())
+    devices = run.merge(b"devices", DEVICE_CHANGED, new, note)
+    profiles = run.merge(b"profiles", PROFILE_CHANGED, sorted(compiled.profiles.items()))
+    zones = run.merge(b"zones", EVERYTHING_CHANGED, sorted(compiled.zones.items()))
+    serials = ((key, bytes((reason,))) for key, reason in sorted(compiled.secrets.serials.items()))
+    return {
+        "added": devices["added"],
+        "changed_devices": devices["changed"],
+        "removed": devices["removed"],
+        "profiles": sum(profiles.values()),
+        "zones": sum(zones.values()),
+        "revoked_serials": sum(run.merge(b"revoked", SERIAL_CHANGED, serials).values()),
+        "revoked": revoked,
+        "reinstated": reinstated,
+        "without_secret": sorted(compiled.without_secret)[:TOLD],
+        "unused_secrets": sorted(compiled.unused_passwords | compiled.unused_psk)[:TOLD],
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the store says, for people
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _sound(device_id: str, record: bytes) -> Device:
+    try:
+        return Device.decode(record)
+    except Damaged as exc:
+        raise Refused(f"the record of {device_id} is damaged: {exc}. Cure: run playbooks/site.yml") from None
+
+
+def _show_device(device_id: str, device: Device) -> Json:
+    ways = {"certificate": device.certificate, "password": device.password, "psk": device.psk}
+    return {
+        "device": device_id,
+        "profile": device.profile.hex(),
+        "values": list(device.values),
+        "authentication": [way for way, held in ways.items() if held],
+        "until": device.until or None,
+        "revoked": None if device.revoked is None else REASON_NAMES[device.revoked],
+    }
+
+
+def _show_profile(key: bytes, rules: Iterable[Rule]) -> Json:
+    return {
+        "profile": key.hex(),
+        "rules": [
+            {
+                "id": rule.id,
+                "effect": _name(EFFECTS, rule.effect),
+                "access": _name(ACCESSES, rule.access),
+                "topic": topic_parts(rule.topic),
+                "during": [
+                    {"days": window.days, "from": window.start, "to": window.end, "zone": window.zone.hex()}
+                    for window in rule.windows
+                ],
+                "networks": [str(network) for network in rule.networks],
+            }
+            for rule in rules
+        ],
+    }
+
+
+def _name(names: Mapping[str, int], number: int) -> str:
+    return next(name for name, value in names.items() if value == number)
+
+
+def _damage(old: _Old) -> Iterator[str]:
+    """Read every record, and say what is wrong with it and with what it refers to."""
+    zones, profiles = set(), dict[bytes, int]()
+    for key, record in old.items(b"zones"):
+        try:
+            zones.add(key)
+            decode_zone(record)
+        except Damaged as exc:
+            yield f"zone {key.hex()}: {exc}"
+    for key, record in old.items(b"profiles"):
+        profiles[key] = 0
+        try:
+            rules = decode_profile(record)
+        except Damaged as exc:
+            yield f"profile {key.hex()}: {exc}"
+            continue
+        profiles[key] = max(
+            (part for rule in rules for part in topic_parts(rule.topic) if isinstance(part, int)), default=0
+        )
+        if not {window.zone for rule in rules for window in rule.windows} <= zones:
+            yield f"profile {key.hex()}: a zone is missing"
+    for key, record in old.items(b"devices"):
+        try:
+            device = Device.decode(record)
+        except Damaged as exc:
+            yield f"device {key.decode(errors='replace')}: {exc}"
+            continue
+        if device.profile not in profiles:
+            yield f"device {key.decode()}: its profile is missing"
+        elif len(device.values) < profiles[device.profile]:
+            yield f"device {key.decode()}: it lacks values for its profile"
+    for key, record in old.items(b"revoked"):
+        if len(record) != 1 or record[0] not in REASON_NAMES:
+            yield f"serial number {key.hex()}: it has no reason"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bednet-store",
+        description="Keep the store that the broker's plugin decides from. One JSON object on stdout; exit code 0 "
+        "fine, 1 refused or a problem found, 2 the command line is wrong.",
+    )
+    parser.add_argument("--store", type=Path, default=STORE, metavar="DIR", help="the store (default: %(default)s)")
+    parser.add_argument("--group", help=f"who may read the store (default: {GROUP}, if there is such a group)")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    apply = commands.add_parser("apply", help="make the store what a compiled site says; secrets as JSON on stdin")
+    apply.add_argument("compiled", type=Path, metavar="COMPILED", help="what bednet compile --output wrote")
+    apply.add_argument("--check", action="store_true", help="dry run: tell what would change, and write nothing")
+    revoke = commands.add_parser("revoke", help="refuse a device from now on")
+    revoke.add_argument("--reason", required=True, choices=REASONS, help="RFC 5280, 5.3.1")
+    reinstate = commands.add_parser("reinstate", help="let a revoked device in again, not after keyCompromise")
+    for command in (revoke, reinstate):
+        command.add_argument("device", metavar="ID")
+    status = commands.add_parser("status", help="read-only health of the store")
+    status.add_argument("--deep", action="store_true", help="read every record")
+    dump = commands.add_parser("dump", help="what the store says, as JSON lines, without secrets")
+    dump.add_argument("device", nargs="?", metavar="ID")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    store = Store(options.store, group=options.group)
+    match options.command:
+        case "apply":
+            secrets = json.loads(sys.stdin.read())
+            result = store.apply(CompiledFile(options.compiled), secrets, check=options.check)
+        case "revoke":
+            result = store.revoke(options.device, options.reason)
+        case "reinstate":
+            result = store.reinstate(options.device)
+        case "status":
+            result = store.status(deep=options.deep)
+        case _:
+            for line in store.dump(options.device):
+                sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+            return 0
+    sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    if problems := result.get("problems"):
+        sys.stderr.write(f"bednet-store {options.command}: {'; '.join(problems)}\n")
+        return 1
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line. :returns: the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except Refused as exc:
+        sys.stderr.write(f"bednet-store {options.command}: {exc}\n")
+    except ValueError:
+        # Not the text itself: it holds secrets.
+        sys.stderr.write("bednet-store: stdin is not JSON. Cure: give the secrets; see docs/store.md\n")
+    except BrokenPipeError:
+        # Whoever read what we say has enough, as `head` has.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
