@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bednet import compiled
 from bednet.acl_file import acl_problems, compile_acl_file
 from bednet.errors import SiteError
 from bednet.policy import Access, Decision, Verdict
@@ -29,6 +30,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     check.set_defaults(run=_check)
     compiler = subparsers.add_parser("compile", help="print a site's acl_file and devices as JSON")
     compiler.set_defaults(run=_compile)
+    compiler.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write the compiled site for bednet-store to FILE; there is no acl_file in what is printed then",
+    )
     for parser in (check, compiler):
         parser.add_argument(
             "--key-type",
@@ -97,23 +104,33 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _compile(arguments: argparse.Namespace) -> int:
     site = checked_site(arguments.site, arguments.key_type)
-    result = {
-        "acl_file": compile_acl_file(site),
-        "devices": [
-            {
-                "id": device.id,
-                "authentication": list(device.authentication),
-                "enrolment": device.enrolment,
-                "csr": device.csr,
-                "revoked": device.revoked,
-            }
-            for device in sorted(site.devices.values(), key=lambda device: device.id)
-        ],
-        "summary": _summary(site),
-    }
+    acl_file = None
+    if arguments.output is None:
+        acl_file = compile_acl_file(site)
+    else:
+        try:
+            compiled.write_file(site, arguments.output)
+        except OSError as error:
+            sys.stderr.write(f"bednet: {arguments.output}: {error.strerror}. Cure: name a file that you may write\n")
+            return 1
     _warn(site)
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    # A line for each device, not one text of all of them: there may be a million.
+    sys.stdout.write(f'{{\n  "acl_file": {json.dumps(acl_file)},\n  "devices": [')
+    for number, device_id in enumerate(sorted(site.devices)):
+        sys.stdout.write(",\n    " if number else "\n    ")
+        sys.stdout.write(json.dumps(_listed(site.devices[device_id])))
+    sys.stdout.write(f'\n  ],\n  "summary": {json.dumps(_summary(site))}\n}}\n')
     return 0
+
+
+def _listed(device: Device) -> dict[str, object]:
+    return {
+        "id": device.id,
+        "authentication": device.authentication,
+        "enrolment": device.enrolment,
+        "csr": device.csr,
+        "revoked": device.revoked,
+    }
 
 
 def _explain(arguments: argparse.Namespace) -> int:
