@@ -19,6 +19,10 @@ export ANSIBLE_HOME := $(STATE)/ansible
 export LC_ALL := C.UTF-8
 export PYTHONUNBUFFERED := 1
 
+# Of `make deb`; ARCH is this machine's own where it is not given.
+SUITE ?= trixie
+ARCH ?=
+
 # Written last when the environment is made, so that an interrupted bootstrap is done again.
 STAMP := $(VENV)/requirements.lock
 
@@ -47,6 +51,10 @@ test: lint ## Run the linters and all suites, on a lab of their own.
 test-full: lint ## Run all of that, and the deployments that `make test` has no time for.
 	@$(TESTBED) images trixie bookworm
 	@$(BIN)/python -m pytest -n 2
+
+.PHONY: deb
+deb: venv ## Build the broker's plugin as a Debian package: SUITE=trixie or bookworm, ARCH=amd64 or arm64.
+	@$(TESTBED) package --suite $(SUITE) $(if $(ARCH),--arch $(ARCH))
 
 .PHONY: test-unit
 test-unit: venv ## Run the tests that need no lab.

@@ -9,7 +9,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from testbed import engine, image, things
+from testbed import engine, image, package, things, workbench
 from testbed.common import CHECKOUT, STATE, LabError, run, step
 
 if TYPE_CHECKING:
@@ -85,6 +85,25 @@ def _parser() -> argparse.ArgumentParser:
 
     images = command("images", _images, "Build the host images that are missing.")
     images.add_argument("suites", nargs="*", default=["trixie"], help="trixie (default), bookworm")
+    images.add_argument(
+        "--kinds", default="host,field", help=f"which (default: host,field); also {', '.join(list(image.LAYERS)[1:])}"
+    )
+
+    package_ = command("package", _package, "Build the broker's plugin as a Debian package, where it is not there yet.")
+    package_.add_argument("--suite", choices=tuple(package.RELEASES), default="trixie", help="the Debian release")
+    package_.add_argument(
+        "--arch",
+        choices=package.ARCHITECTURES,
+        default=image.ARCHITECTURE,
+        help=f"the gateways' architecture (default: {image.ARCHITECTURE}, as this machine)",
+    )
+
+    tests = command(
+        "plugin-tests", _plugin_tests, "Run the plugin's tests in a container, against the broker of a Debian release."
+    )
+    tests.add_argument("--suite", choices=tuple(workbench.BROKERS), default="trixie", help="the Debian release")
+    tests.add_argument("--foreign", action="store_true", help=f"against the broker of {image.FOREIGN}, emulated")
+    tests.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of pytest (default: tests/plugin)")
 
     command("purge", _purge, "Remove all labs, our images, and the engine if we installed it.")
     return parser
@@ -244,9 +263,25 @@ def _engine(args: argparse.Namespace) -> int:
 
 def _images(args: argparse.Namespace) -> int:
     engine.ensure()
-    for suite, names in image.ensure(tuple(args.suites)).items():
-        print(f"{suite}: {names.host} {names.field}")
+    kinds = tuple(args.kinds.split(","))
+    if unknown := set(kinds) - {"host", *image.LAYERS}:
+        raise LabError(
+            f"There is no image called {', '.join(sorted(unknown))}.",
+            cure=f"Choose from host, {', '.join(image.LAYERS)}.",
+        )
+    for suite, names in image.ensure(tuple(args.suites), kinds).items():
+        print(f"{suite}: {' '.join(names[kind] for kind in kinds)}")
     return 0
+
+
+def _package(args: argparse.Namespace) -> int:
+    print(package.ensure(args.suite, args.arch))
+    return 0
+
+
+def _plugin_tests(args: argparse.Namespace) -> int:
+    arguments = _after_dashes(args.arguments) or ["tests/plugin"]
+    return workbench.run_tests(args.suite, arguments, foreign=args.foreign, echo=True, timeout_s=3600).rc
 
 
 def _purge(_: argparse.Namespace) -> int:
