@@ -61,7 +61,7 @@ class ByLab(LoadScopeScheduling):  # type: ignore[misc] # it has no types
             return nodeid.partition("[")[0]
         if path.startswith("tests/testbed/"):
             return "the lab itself"
-        own = ("test_alternative.py", "test_ca_on_a_gateway.py")
+        own = ("test_alternative.py", "test_ca_on_a_gateway.py", "test_key_types.py")
         return path if path.endswith(own) else "the deployed lab"
 
 
@@ -72,7 +72,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByLab:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the labs that take longest to deploy, so that no worker waits for them in the end."""
-    roles = ("tests/roles/test_ca_on_a_gateway.py", "tests/roles/test_alternative.py")
+    roles = ("tests/roles/test_key_types.py", "tests/roles/test_ca_on_a_gateway.py", "tests/roles/test_alternative.py")
     last = ("tests/unit/", "tests/testbed/", *roles)
     items.sort(
         key=lambda item: next(

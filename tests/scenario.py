@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A deployed lab as the tests see it: what each run of site.yml did, and the credentials of its devices.
+"""A deployed lab as the tests see it: what each run of site.yml did.
 
 - :class:`Scenario`: a lab on which site.yml ran in check mode, for real, and again.
 - :func:`deploy`: make one of a lab with bare hosts.
+- :func:`forget_key_types`: what a lab's copy of the site needs before a CA may have other keys.
 """
 
 from __future__ import annotations
@@ -36,6 +37,13 @@ class Scenario:
     def ca_home(self) -> Path:
         """The CA's folder, where the CA lives on the control machine."""
         return self.lab.folder / "authority"
+
+
+def forget_key_types(site: Path) -> None:
+    """Take the devices' own limits on key types out of a lab's copy of the site, so that any CA will do."""
+    file = site / "devices.yml"
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if "key_types:" not in line), encoding="utf-8")
 
 
 def deploy(lab: Lab, *converge: str) -> Scenario:

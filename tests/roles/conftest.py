@@ -10,19 +10,12 @@ import pytest
 import yaml
 
 from testbed.lab import Lab
-from tests.scenario import Scenario, deploy
+from tests.scenario import Scenario, deploy, forget_key_types
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE = Path(__file__).parent
-
-
-def forget_key_types(site: Path) -> None:
-    """Take the devices' own limits on key types out of a lab's copy of the site, so that any CA will do."""
-    file = site / "devices.yml"
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    file.write_text("".join(line for line in lines if "key_types:" not in line), encoding="utf-8")
 
 
 @pytest.fixture(scope="package")

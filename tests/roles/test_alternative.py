@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from bednet.probe import Credentials, Listener, Offer, Outcome, Session, connect_packet, dial, handshake
+from bednet.probe import Credentials, Listener, Offer, Outcome, Session, connect_packet, dial, enter, handshake
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -265,8 +265,8 @@ def test_a_longer_keep_alive_is_lowered(alternative: Scenario) -> None:
 def test_a_connection_beyond_the_limit_is_refused(alternative: Scenario) -> None:
     listener, _ = _passwords(alternative)
     gateway = alternative.lab.hosts["gateway-1"]
-    # Seen on 2.0.11: after connections have come and gone more are let in (compare eclipse-mosquitto issue 1460), so the
-    # limit is only sharp in a broker that has just started.
+    # Seen on 2.0.11: after connections have come and gone more are let in (compare eclipse-mosquitto issue 1460), so
+    # the limit is only sharp in a broker that has just started.
     gateway.exec(["systemctl", "restart", "mosquitto"])
     with ExitStack() as stack:
         for _ in range(40):
@@ -363,7 +363,12 @@ def test_another_key_type_for_a_ca_that_is_there_is_refused(alternative: Scenari
 
 
 def test_another_name_for_a_ca_that_is_there_is_refused(alternative: Scenario) -> None:
-    _refused(alternative, "-e", "ca_organization=Newcomers", why="ca_organization is Newcomers, but .* is that of Other Plant")
+    _refused(
+        alternative,
+        "-e",
+        "ca_organization=Newcomers",
+        why="ca_organization is Newcomers, but .* is that of Other Plant",
+    )
 
 
 @pytest.mark.parametrize(
@@ -484,6 +489,77 @@ def test_an_expired_ca_is_refused(alternative: Scenario) -> None:
     _refused(alternative, why=r"The root certificate \S+root\.pem ended at \d+Z\. Nothing was changed")
 
 
+def _ends(certificate: x509.Certificate, end: datetime.datetime, root_key: rsa.RSAPrivateKey) -> bytes:
+    """Return an issuing CA's certificate with another end, as the root would have signed it."""
+    builder = x509.CertificateBuilder(
+        issuer_name=certificate.issuer,
+        subject_name=certificate.subject,
+        public_key=certificate.public_key(),
+        serial_number=x509.random_serial_number(),
+        not_valid_before=certificate.not_valid_before_utc - datetime.timedelta(days=1),
+        not_valid_after=end,
+        extensions=list(certificate.extensions),
+    )
+    return builder.sign(root_key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+@pytest.fixture
+def offline_root_key(alternative: Scenario) -> Iterator[rsa.RSAPrivateKey]:
+    """The root key, which is away from the CA as long as a test lasts."""
+    path = alternative.ca_home / "root/root.key"
+    encrypted = path.read_bytes()
+    key = load_pem_private_key(encrypted, _passphrase(alternative).encode())
+    assert isinstance(key, rsa.RSAPrivateKey)
+    path.unlink()
+    yield key
+    path.touch(mode=0o600)
+    path.write_bytes(encrypted)
+
+
+@pytest.fixture
+def expired_issuing_ca(alternative: Scenario, offline_root_key: rsa.RSAPrivateKey) -> Iterator[datetime.datetime]:
+    """An issuing CA's certificate that ended a second ago, under a root that has not; returns its end."""
+    path = alternative.ca_home / "issuing/issuing.pem"
+    real = path.read_bytes()
+    end = datetime.datetime.now(datetime.UTC).replace(microsecond=0) - datetime.timedelta(seconds=1)
+    expired = _ends(_issuing(alternative), end, offline_root_key)
+    root = x509.load_pem_x509_certificate((alternative.ca_home / "root/root.pem").read_bytes())
+    x509.load_pem_x509_certificate(expired).verify_directly_issued_by(root)
+    assert root.not_valid_after_utc > datetime.datetime.now(datetime.UTC)
+    path.write_bytes(expired)
+    yield end
+    path.write_bytes(real)
+
+
+def test_an_expired_issuing_ca_is_refused(alternative: Scenario, expired_issuing_ca: datetime.datetime) -> None:
+    before = _on_disk(alternative)
+    _refused(
+        alternative,
+        why=rf"The issuing CA's certificate \S+issuing\.pem ended at {expired_issuing_ca:%Y%m%d%H%M%S}Z, and the root "
+        r"key that renews it is not in \S+root\. Nothing was changed.* Bring root\.key back for this run",
+    )
+    assert _on_disk(alternative) == before
+    # The gateway still answers with what it had.
+    listener, energy = _passwords(alternative)
+    assert enter(listener, energy).accepted
+
+
+def test_an_expired_issuing_ca_signs_nothing(alternative: Scenario, expired_issuing_ca: datetime.datetime) -> None:
+    """What a run for another tag, or the timer, would meet."""
+    published = (alternative.ca_home / "publish/issuing.crl").read_bytes()
+    told = subprocess.run(
+        [alternative.ca_home / "bednet-ca", "crl"],
+        input=b'{"days": 20, "refresh_before_days": 19.99999}',
+        capture_output=True,
+        check=False,
+    )
+    assert told.returncode != 0
+    assert (
+        f"the certificate of the issuing CA expired on {expired_issuing_ca:%Y-%m-%dT%H:%M:%S}Z" in told.stderr.decode()
+    )
+    assert (alternative.ca_home / "publish/issuing.crl").read_bytes() == published
+
+
 # --- the days when the root key is needed
 
 
@@ -521,22 +597,13 @@ def renewal(alternative: Scenario) -> Renewal:
         old = _issuing(alternative)
         # A day less than ca_renew_before_days.
         end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=9)
-        builder = x509.CertificateBuilder(
-            issuer_name=old.issuer,
-            subject_name=old.subject,
-            public_key=old.public_key(),
-            serial_number=x509.random_serial_number(),
-            not_valid_before=old.not_valid_before_utc,
-            not_valid_after=end,
-            extensions=list(old.extensions),
-        )
-        ending = builder.sign(key, hashes.SHA256())
-        (home / "issuing/issuing.pem").write_bytes(ending.public_bytes(Encoding.PEM))
+        ending = _ends(old, end, key)
+        (home / "issuing/issuing.pem").write_bytes(ending)
         refused = lab.play("site.yml", "--tags", "ca_configure", check=False)
     finally:
         path.touch(mode=0o600)
         path.write_bytes(root_key)
-    return Renewal(offline, refused, lab.play("site.yml", "--tags", "ca"), ending)
+    return Renewal(offline, refused, lab.play("site.yml", "--tags", "ca"), x509.load_pem_x509_certificate(ending))
 
 
 def test_a_run_goes_on_while_the_root_key_is_offline(renewal: Renewal) -> None:
