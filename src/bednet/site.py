@@ -14,7 +14,7 @@ for the placeholders in them. Nothing is kept per device beyond that, so that a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from bednet import topics
@@ -30,11 +30,12 @@ from bednet.devices import (
     unusable_key_types,
 )
 from bednet.errors import Place, Problem, SiteError, TopicError
+from bednet.lint import odd_rules
 from bednet.moment import UNKNOWN, instant_text
 from bednet.policy import Access, Decision, Effect, Grant, Role, Rule, Verdict, decide_by, fill_in, placeholders
 from bednet.policy_file import Policy, PolicyTest, read_policy
 from bednet.shape import check_shape, did_you_mean
-from bednet.when import WhenError
+from bednet.when import DEVICE_KEYS, WhenError
 from bednet.yamlfile import load
 
 if TYPE_CHECKING:
@@ -150,8 +151,7 @@ def load_site(folder: Path, devices: Mapping[str, Device] | None = None) -> Site
     errors = [problem for problem in problems if not problem.warning]
     if errors:
         raise SiteError(errors)
-    warnings = tuple(sorted((problem for problem in problems if problem.warning), key=lambda problem: problem.place))
-    return Site(
+    site = Site(
         folder=folder,
         devices=assembly.devices,
         roles=policy.roles,
@@ -160,8 +160,10 @@ def load_site(folder: Path, devices: Mapping[str, Device] | None = None) -> Site
         profile_of=assembly.profile_of,
         grants=Grants(assembly.devices, assembly.profiles, assembly.profile_of),
         tests=policy.tests,
-        warnings=warnings,
+        warnings=(),
     )
+    warnings = [*(problem for problem in problems if problem.warning), *odd_rules(site)]
+    return replace(site, warnings=tuple(sorted(warnings, key=lambda problem: problem.place)))
 
 
 def _load(folder: Path, name: str, problems: list[Problem]) -> Node | None:
@@ -269,9 +271,16 @@ class _Assembly:
         self.problems = problems
         self.profiles: dict[str, tuple[Rule, ...]] = {}
         self.profile_of: dict[str, str] = {}
+        self._names: set[str] | None = None
 
     def refuse(self, place: Place, code: str, message: str, cure: str, *, warning: bool = False) -> None:
         self.problems.append(Problem(place, code, message, cure, warning))
+
+    def _attributes(self) -> set[str]:
+        """Return the names of all attributes that any device has; only needed to say what is wrong."""
+        if self._names is None:
+            self._names = {name for device in self.devices.values() for name in device.attributes}
+        return self._names
 
     def run(self) -> None:
         """Find the profiles, and check roles, values and tests."""
@@ -312,7 +321,7 @@ class _Assembly:
             if key is None:
                 key = keys[signature] = self._profile(*signature)
             self.profile_of[device_id] = key
-        self.problems += matching.problems()
+        self.problems += matching.problems(self._attributes)
 
     def _profile(self, roles: tuple[str, ...], rules: tuple[str, ...]) -> str:
         held = [name for name in self.policy.roles if name in roles]
@@ -326,7 +335,6 @@ class _Assembly:
     def _check_values(self) -> None:
         needs = {key: _Needs(rules) for key, rules in self.profiles.items()}
         good: set[Scalar] = set()
-        attributes: set[str] | None = None
         # A value that is missing in many places is told once for each device, or once for all.
         told: dict[tuple[Place, str], Problem] = {}
         for device_id, device in self.devices.items():
@@ -340,9 +348,7 @@ class _Assembly:
                     if isinstance(value, str) and len(good) < _MEMO_SIZE:
                         good.add(value)
                     continue
-                if attributes is None:
-                    attributes = {name for device in self.devices.values() for name in device.attributes}
-                problem = _bad_value_problem(rule, device, name, attributes)
+                problem = _bad_value_problem(rule, device, name, self._attributes())
                 told.setdefault((problem.place, name), problem)
                 sound = False
             if sound and need.per_device:
@@ -386,7 +392,7 @@ class _Matching:
         self._groups: list[tuple[_Read | None, list[AttributeRule], dict[tuple[object, ...], tuple[str, ...]]]] = [
             (_reader(reads), members, {}) for reads, members in groups.items()
         ]
-        self._failures: dict[tuple[str, str], tuple[Problem, list[str]]] = {}
+        self._failures: dict[tuple[str, str], tuple[Place, WhenError, list[str]]] = {}
         self._order: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def rules_of(self, device: Device) -> tuple[str, ...]:
@@ -420,17 +426,22 @@ class _Matching:
                 if rule.when.matches(device):
                     matching.append(rule.name)
             except WhenError as error:
-                message = f"rule '{rule.name}': {error}"
-                problem = Problem(rule.when.place, error.code, message, error.cure)
-                self._failures.setdefault((rule.name, str(error)), (problem, []))[1].append(device.id)
+                failure = self._failures.setdefault((rule.name, str(error)), (rule.when.place, error, []))
+                failure[2].append(device.id)
         return tuple(matching)
 
-    def problems(self) -> list[Problem]:
-        """Return the expressions that had no answer for some devices."""
-        return [
-            Problem(problem.place, problem.code, f"{problem.message}, for device {_few(devices)}", problem.cure)
-            for problem, devices in self._failures.values()
-        ]
+    def problems(self, attributes: Callable[[], set[str]]) -> Iterator[Problem]:
+        """Go through the expressions that had no answer for some devices.
+
+        :param attributes: gives the names of all attributes that any device has.
+        """
+        for (rule, _), (place, error, devices) in self._failures.items():
+            message, cure = f"rule '{rule}': {error}, for device {_few(devices)}", error.cure
+            if error.missing is not None and error.missing not in attributes():
+                message = f"rule '{rule}': no device has the attribute '{error.missing}' that 'when' needs"
+                cure = f"{did_you_mean(error.missing, {*DEVICE_KEYS, *attributes()})}A condition can read "
+                cure += f"{', '.join(DEVICE_KEYS)} and each attribute of devices.yml"
+            yield Problem(place, error.code, message, cure)
 
 
 def _few(names: list[str]) -> str:
