@@ -1,0 +1,358 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * bednet_plugin: what its files offer to one another. docs/plugin.md tells the whole.
+ *
+ * Nothing here is thread-safe, and nothing needs to be: the broker calls us from its one thread.
+ * Bytes from clients and from the store travel as (pointer, length) and are not NUL-terminated, unless said.
+ */
+#ifndef BEDNET_H
+#define BEDNET_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <lmdb.h>
+#include <openssl/x509.h>
+
+#define BEDNET_ID_MAX 64 /* bytes of a device's id */
+#define BEDNET_SERIAL_MAX 20 /* bytes of a certificate's serial number (RFC 5280, 4.1.2.2) */
+#define BEDNET_NEVER INT64_MAX /* a time, in Unix seconds, that does not come */
+
+/* Bytes of somebody else's. */
+struct slice {
+	const uint8_t *at;
+	size_t len;
+};
+
+/* Why something is refused; reason__name() has the words that appear in the audit. */
+enum reason {
+	REASON_NONE = 0, /* it is allowed */
+	REASON_UNKNOWN_DEVICE,
+	REASON_REVOKED,
+	REASON_CERTIFICATE_REVOKED,
+	REASON_CERTIFICATE_TIME,
+	REASON_METHOD,
+	REASON_CLIENT_ID,
+	REASON_USERNAME,
+	REASON_PASSWORD,
+	REASON_THROTTLED,
+	REASON_UNTIL,
+	REASON_NOT_ALLOWED,
+	REASON_DENIED,
+	REASON_PARTLY,
+	REASON_STORE,
+	REASON_INTERNAL
+};
+
+/* ---- topics.c: topic names and filters (MQTT 5, 4.7), as src/bednet/topics.py has them ---- */
+
+/* What a PUBLISH may carry, what a SUBSCRIBE may carry. Characters are the broker's business, which checks UTF-8. */
+bool topics__name_ok(const char *name, size_t len);
+bool topics__filter_ok(const char *filter, size_t len);
+
+/* Turns $share/GROUP/FILTER into FILTER, in place; false when it begins so and is malformed. */
+bool topics__unshare(const char **filter, size_t *len);
+
+/* Does `ours` match every topic name that `theirs` matches? With a topic name as `theirs`: does `ours` match it? */
+bool topics__covers(const char *ours, size_t ours_len, const char *theirs, size_t theirs_len);
+
+/* Writes the filter for what both match; `out` has room for one_len + other_len + 2 bytes.
+ * Returns its length, 0 when nothing is matched by both. With out == NULL: non-zero when something is. */
+size_t topics__intersection(const char *one, size_t one_len, const char *other, size_t other_len, char *out);
+
+/* ---- record.c: the records of the store. Every byte is checked; nothing is allocated ---- */
+
+enum { FLAG_REVOKED = 1, FLAG_CERTIFICATE = 2, FLAG_PASSWORD = 4, FLAG_PSK = 8 };
+
+#define RECORD_LAYOUT 1
+#define RECORD_ITERATIONS_MAX 10000 /* of PBKDF2: 9 ms of the broker's only thread; bednet-ca asks for 101 */
+#define RECORD_HASH_MIN 32 /* bytes */
+#define RECORD_HASH_MAX 64 /* bytes: one block of SHA-512 */
+#define RECORD_SALT_MIN 1 /* bytes */
+#define RECORD_PSK_MIN 16 /* bytes: 128 bits */
+
+struct meta_record {
+	uint32_t layout;
+	uint64_t last_change;
+};
+
+struct device_record {
+	uint8_t flags;
+	uint8_t revoked_reason;
+	uint8_t value_count;
+	uint64_t profile;
+	int64_t until; /* BEDNET_NEVER when there is no end */
+	struct slice values[255];
+	uint32_t iterations;
+	struct slice salt, hash, psk;
+};
+
+struct window {
+	uint32_t from, to; /* seconds of the day; to <= from runs past midnight */
+	uint32_t zone;
+	uint8_t days; /* bit 0 is Monday */
+};
+
+struct network {
+	uint8_t family; /* 4 or 6 */
+	uint8_t prefix; /* bits */
+	uint8_t address[16];
+};
+
+struct profile_cursor {
+	struct slice rest;
+	uint32_t left; /* rules */
+};
+
+struct profile_rule {
+	struct slice id, topic;
+	uint8_t effect, access;
+	uint8_t window_count, network_count;
+	struct slice windows, networks; /* read with record__window, record__network */
+};
+
+bool record__meta(struct slice bytes, struct meta_record *out);
+bool record__device(struct slice bytes, struct device_record *out);
+bool record__profile(struct slice bytes, struct profile_cursor *out);
+/* 1 and a rule, 0 at the end, -1 when the rest does not parse. */
+int record__next_rule(struct profile_cursor *cursor, struct profile_rule *out);
+bool record__window(struct slice *windows, struct window *out);
+bool record__network(struct slice *networks, struct network *out);
+/* The offset at a time, and from when until when it holds. */
+bool record__zone(struct slice bytes, int64_t at, int32_t *offset, int64_t *from, int64_t *until);
+bool record__change(struct slice key, struct slice value, uint64_t *sequence, uint8_t *kind, struct slice *subject);
+/* May it be the id of a device? Nothing that has a meaning in topics or JSON passes. */
+bool record__id_ok(const char *id, size_t len);
+
+/* ---- decide.c: the decision, as src/bednet/policy.py has it ---- */
+
+enum effect { EFFECT_ALLOW = 1, EFFECT_DENY = 2 };
+enum access { ACCESS_PUBLISH = 1, ACCESS_SUBSCRIBE = 2, ACCESS_DELIVER = 3 };
+
+/* A rule as it applies to one device, its placeholders filled in. */
+struct grant {
+	const char *id, *filter;
+	size_t filter_len;
+	const struct window *windows;
+	const struct network *networks;
+	uint8_t id_len, effect, access, window_count, network_count;
+};
+
+struct grants {
+	size_t count;
+	struct grant list[]; /* what they point to lies behind them, in the same block */
+};
+
+/* When, and from where. */
+struct moment {
+	bool has_time;
+	int64_t now; /* Unix seconds */
+	uint8_t family; /* 4, 6, or 0 when the address is not known */
+	uint8_t address[16];
+};
+
+/* The offset of a zone at a time, in seconds east of UTC; false when the zone cannot be read. */
+typedef bool (*zone_lookup)(void *context, uint32_t zone, int64_t at, int32_t *offset);
+
+struct decision {
+	enum reason reason;
+	const struct grant *grant; /* the rule that decides, or NULL; lives as long as the grants */
+};
+
+/* Fills in a device's placeholders. The caller frees *out with free().
+ * REASON_STORE when the profile does not parse or does not fit the device, REASON_INTERNAL without memory. */
+enum reason decide__grants(struct slice profile, const char *id, size_t id_len, const struct device_record *device,
+		struct grants **out);
+/* `topic` is a topic name, or for ACCESS_SUBSCRIBE a topic filter, with or without $share. */
+struct decision decide__by(const struct grants *grants, enum access access, const char *topic, size_t len,
+		const struct moment *moment, zone_lookup zones, void *context);
+/* Reads an address as the broker writes it; IPv4-mapped IPv6 is IPv4. False, and family 0, for anything else. */
+bool decide__address(const char *text, struct moment *out);
+
+/* ---- store.c: the LMDB environment ---- */
+
+#define STORE_ZONES 16 /* offsets remembered */
+
+struct store {
+	MDB_env *env;
+	MDB_txn *txn; /* reset between uses, so that it keeps no page from being used again */
+	MDB_dbi meta, devices, profiles, zones, revoked, changes;
+	size_t seen_txn; /* mdb_txn_id() of the last look at the change log */
+	uint64_t seen_change;
+	bool unusable; /* its meta record is not ours any more: nothing is read until it is again */
+	bool told;
+	struct {
+		uint32_t zone;
+		int32_t offset;
+		int64_t from, until;
+	} offsets[STORE_ZONES];
+};
+
+struct change_sink {
+	void (*device)(void *context, const char *id, size_t len);
+	void (*everything)(void *context); /* serial numbers, profiles, zones, or more than one cares to count */
+	void *context;
+};
+
+/* Opens it for reading; false and a sentence in `why` when it cannot be used. */
+bool store__open(struct store *store, const char *path, char *why, size_t why_len);
+void store__close(struct store *store);
+/* Whether something was committed since store__refresh last saw it; a few nanoseconds. */
+bool store__moved(const struct store *store);
+/* Reads the change log as far as it has grown. False when it could not be read; then ask again later. */
+bool store__refresh(struct store *store, const struct change_sink *sink);
+/* Between these two the slices of the store live. */
+bool store__begin(struct store *store);
+void store__end(struct store *store);
+/* REASON_NONE, REASON_UNKNOWN_DEVICE, REASON_STORE. */
+enum reason store__device(struct store *store, const char *id, size_t len, struct device_record *out);
+enum reason store__profile(struct store *store, uint64_t key, struct slice *out);
+enum reason store__serial(struct store *store, const uint8_t *serial, size_t len); /* NONE, CERTIFICATE_REVOKED, STORE */
+bool store__zone(void *store, uint32_t zone, int64_t at, int32_t *offset); /* a zone_lookup */
+
+/* ---- cert.c: what a client's certificate says ---- */
+
+struct certificate {
+	char id[BEDNET_ID_MAX + 1]; /* its one common name */
+	uint8_t serial[BEDNET_SERIAL_MAX];
+	size_t serial_len;
+	int64_t not_before, not_after;
+};
+
+/* The one common name that is a device's id; false when there is none, more than one, or it is anything else. */
+bool cert__name(const X509_NAME *name, char out[BEDNET_ID_MAX + 1]);
+bool cert__read(const X509 *x509, struct certificate *out);
+
+/* ---- secret.c: passwords ---- */
+
+/* Whether it is the password. Takes as long without a device (`device` NULL, or one without a password). */
+bool secret__password(const struct device_record *device, const char *password);
+
+/* ---- throttle.c: failed logins, in a table of fixed size ---- */
+
+#define THROTTLE_SETS 1024
+#define THROTTLE_WAYS 4
+#define THROTTLE_ADDRESS_FACTOR 10 /* an address may fail so many times as often as one identity from it */
+
+struct throttle {
+	uint8_t key[16]; /* so that nobody can choose what collides */
+	uint32_t limit; /* failures a minute, of one identity from one address */
+	struct {
+		uint64_t tag;
+		int64_t seen; /* seconds */
+		uint32_t level; /* failures x 60, draining */
+	} slots[THROTTLE_SETS][THROTTLE_WAYS];
+};
+
+bool throttle__init(struct throttle *throttle, uint32_t limit);
+/* `now` in seconds of a clock that is never set. */
+bool throttle__blocked(struct throttle *throttle, const struct moment *from, const char *id, int64_t now);
+void throttle__failed(struct throttle *throttle, const struct moment *from, const char *id, int64_t now);
+void throttle__succeeded(struct throttle *throttle, const struct moment *from, const char *id);
+
+/* ---- audit.c: one line of JSON for each refusal ---- */
+
+#define AUDIT_LINE 900 /* bytes; Mosquitto cuts lines at 1000 */
+
+enum audit_kind { AUDIT_CONNECT, AUDIT_ASK, AUDIT_DELIVER, AUDIT_KINDS };
+
+struct audit {
+	uint32_t rate; /* lines a second, for each kind */
+	struct {
+		int64_t second;
+		uint32_t used;
+		uint64_t suppressed;
+	} buckets[AUDIT_KINDS];
+};
+
+/* What a line says; NULL and length 0 are left out. Client text may be any bytes. */
+struct audit_event {
+	const char *event, *action;
+	const char *device, *client_id, *address, *topic;
+	enum reason reason;
+	const char *rule;
+	size_t rule_len;
+};
+
+const char *reason__name(enum reason reason);
+/* Whether a line of this kind may be written now; how many were held back is in *suppressed, and forgotten. */
+bool audit__may(struct audit *audit, enum audit_kind kind, int64_t now, uint64_t *suppressed);
+/* Returns the length of the line, which is NUL-terminated as well. */
+size_t audit__format(const struct audit_event *event, uint64_t suppressed, char out[AUDIT_LINE]);
+/* Writes bytes as the inside of a JSON string in ASCII; what does not fit into `room` becomes an ellipsis. */
+size_t audit__escape(const char *text, size_t len, char *out, size_t room);
+
+/* ---- session.c: who is connected, and what was read about them ---- */
+
+enum method { METHOD_CERTIFICATE = FLAG_CERTIFICATE, METHOD_PASSWORD = FLAG_PASSWORD, METHOD_PSK = FLAG_PSK };
+
+struct device {
+	char id[BEDNET_ID_MAX + 1];
+	uint8_t flags;
+	bool stale; /* to be read again before it is believed */
+	bool queued; /* its sessions are to be looked at on the next tick */
+	enum reason state; /* REASON_NONE, UNKNOWN_DEVICE, REVOKED, STORE, INTERNAL */
+	int64_t until;
+	uint64_t generation;
+	struct grants *grants;
+	struct session *sessions;
+	struct device *next, *next_queued;
+};
+
+struct session {
+	const void *client; /* compared, never followed: it may be gone */
+	struct device *device;
+	enum method method;
+	bool dead; /* kicked; nothing is granted to it while it goes */
+	bool pending; /* a PSK was asked for; no word from the client yet */
+	uint8_t serial[BEDNET_SERIAL_MAX];
+	size_t serial_len;
+	int64_t not_after;
+	int64_t end; /* first second without access */
+	size_t heap_at; /* 1 + place in the heap; 0 when it has no end */
+	uint64_t generation; /* when its serial number was last looked up */
+	enum reason serial_state;
+	struct moment from; /* its address */
+	struct session *next, *of_device, *of_device_back, *all, *all_back, *waits, *waits_back;
+};
+
+#define SESSIONS_PENDING 1024
+
+struct sessions {
+	struct store *store;
+	struct device **devices;
+	size_t device_slots, device_count;
+	struct session **table;
+	size_t slots, count;
+	struct session *all;
+	struct session *sweep; /* the next one that a sweep looks at */
+	struct device *queue;
+	struct session **heap; /* by end */
+	size_t heap_count, heap_room;
+	struct session *oldest, *newest; /* pending */
+	size_t pending;
+	uint64_t generation;
+};
+
+void sessions__init(struct sessions *sessions, struct store *store);
+void sessions__free(struct sessions *sessions);
+/* The session of a client, when it is this device's. */
+struct session *sessions__find(struct sessions *sessions, const void *client, const char *id);
+/* A new session, in place of what was known under this client; NULL without memory. Nothing has been checked yet. */
+struct session *sessions__add(struct sessions *sessions, const void *client, const char *id, enum method method,
+		const struct certificate *certificate, const struct moment *from);
+void sessions__remove(struct sessions *sessions, const void *client);
+void sessions__confirm(struct sessions *sessions, struct session *session);
+void sessions__changed(struct sessions *sessions, const char *id, size_t len);
+void sessions__all_changed(struct sessions *sessions);
+/* Brings a session up to date with the store and says whether it may go on. */
+enum reason sessions__check(struct sessions *sessions, struct session *session, int64_t now);
+/* One that must end, or NULL; looks at no more than one candidate. *more: there is more to look at. */
+struct session *sessions__next_due(struct sessions *sessions, int64_t now, enum reason *why, bool *more);
+/* Reads a device afresh, into a struct that is the caller's and has an id; device__clear afterwards.
+ * False when it could not be read this time. */
+bool device__read(struct store *store, struct device *device);
+void device__clear(struct device *device);
+
+#endif

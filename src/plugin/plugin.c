@@ -1,0 +1,695 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * bednet_plugin: the broker's questions, and where they are answered. docs/plugin.md tells the whole.
+ *
+ * No callback ever answers DEFER: an acl_file, a password_file or allow_anonymous would then decide.
+ */
+#include "bednet.h"
+#include "broker.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <openssl/crypto.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+#define STORE_USUAL "/var/lib/bednet/store"
+#define AUDIT_RATE_USUAL 50 /* lines a second, for each kind */
+#define AUDIT_RATE_MAX 1000
+#define LOGIN_FAILURES_USUAL 10 /* a minute */
+#define LOGIN_FAILURES_MAX 1000
+#define TICK_MS 50 /* Mosquitto 2.1 asks when to come again; 2.0 comes at least every 100 ms */
+#define TICK_BUDGET_NS 2000000 /* what one tick may spend on changes; the rest waits for the next */
+#define COMPLAIN_SECONDS 60 /* between two complaints about a store that cannot be read */
+
+struct plugin {
+	mosquitto_plugin_id_t *identifier;
+	struct store store;
+	struct sessions sessions;
+	struct change_sink sink;
+	struct throttle throttle;
+	struct audit audit;
+	MOSQ_FUNC_generic_callback tick; /* the one that is registered now */
+	int64_t complained; /* seconds of the monotonic clock */
+	bool ticked; /* the broker has ticked at least once */
+	bool reloading; /* from RELOAD until the next tick */
+	bool kicking;
+};
+
+/* LMDB must not open an environment twice in one process, and one .so that is loaded for two listeners is initialised
+ * twice. This is the plugin's only global. */
+static bool loaded;
+
+
+static int64_t wall(void)
+{
+	return (int64_t)time(NULL);
+}
+
+
+static int64_t monotonic_ns(void)
+{
+	struct timespec now;
+
+	return clock_gettime(CLOCK_MONOTONIC, &now) == 0 ? (int64_t)now.tv_sec * 1000000000 + now.tv_nsec : 0;
+}
+
+
+static int64_t monotonic(void)
+{
+	return monotonic_ns() / 1000000000;
+}
+
+
+/* ---- what is written ---- */
+
+static void write_event(const struct audit_event *event, uint64_t suppressed)
+{
+	char line[AUDIT_LINE];
+
+	audit__format(event, suppressed, line);
+	mosquitto_log_printf(MOSQ_LOG_NOTICE, "%s", line);
+}
+
+
+static void refused(struct plugin *plugin, enum audit_kind kind, const struct mosquitto *client, const char *action,
+		const char *device, const char *topic, enum reason reason, const struct grant *grant)
+{
+	struct audit_event event = {
+		.event = "refused", .action = action, .device = device, .client_id = mosquitto_client_id(client),
+		.address = mosquitto_client_address(client), .topic = topic, .reason = reason,
+		.rule = grant ? grant->id : NULL, .rule_len = grant ? grant->id_len : 0,
+	};
+	uint64_t suppressed;
+
+	if(audit__may(&plugin->audit, kind, monotonic(), &suppressed)){
+		write_event(&event, suppressed);
+	}
+}
+
+
+static void look_at_changes(struct plugin *plugin)
+{
+	int64_t now;
+
+	if(!store__moved(&plugin->store) || store__refresh(&plugin->store, &plugin->sink)){
+		return;
+	}
+	now = monotonic();
+	if(plugin->complained == 0 || now - plugin->complained >= COMPLAIN_SECONDS){
+		plugin->complained = now;
+		mosquitto_log_printf(MOSQ_LOG_ERR, "bednet: the store cannot be read; what was read before stands, and nothing "
+				"new is granted.");
+	}
+}
+
+
+static void on_device_changed(void *context, const char *id, size_t len)
+{
+	struct plugin *plugin = context;
+
+	sessions__changed(&plugin->sessions, id, len);
+}
+
+
+static void on_all_changed(void *context)
+{
+	struct plugin *plugin = context;
+
+	sessions__all_changed(&plugin->sessions);
+}
+
+
+/* ---- who is it? ---- */
+
+/* What is wrong with a device itself; `record` is filled in for REASON_NONE and REASON_REVOKED, and good until
+ * store__end. To be called between store__begin and store__end. */
+static enum reason device_reason(struct plugin *plugin, const char *id, int64_t now, struct device_record *record)
+{
+	enum reason reason;
+
+	if(id == NULL || !record__id_ok(id, strnlen(id, BEDNET_ID_MAX + 1))){
+		return REASON_UNKNOWN_DEVICE;
+	}
+	reason = store__device(&plugin->store, id, strlen(id), record);
+	if(reason != REASON_NONE){
+		return reason;
+	}
+	if(record->flags & FLAG_REVOKED){
+		return REASON_REVOKED;
+	}
+	return now < record->until ? REASON_NONE : REASON_UNTIL;
+}
+
+
+static enum reason by_certificate(struct plugin *plugin, const struct certificate *certificate, const char *username,
+		int64_t now)
+{
+	struct device_record record;
+	enum reason reason;
+
+	if(!store__begin(&plugin->store)){
+		return REASON_STORE;
+	}
+	reason = device_reason(plugin, certificate->id, now, &record);
+	if(reason == REASON_NONE){
+		reason = store__serial(&plugin->store, certificate->serial, certificate->serial_len);
+	}
+	if(reason == REASON_NONE && !(record.flags & FLAG_CERTIFICATE)){
+		reason = REASON_METHOD;
+	}
+	store__end(&plugin->store);
+	if(reason == REASON_NONE && (now < certificate->not_before || now > certificate->not_after)){
+		reason = REASON_CERTIFICATE_TIME;
+	}
+	if(reason == REASON_NONE && username && strcmp(username, certificate->id) != 0){
+		reason = REASON_USERNAME;
+	}
+	return reason;
+}
+
+
+static enum reason by_password(struct plugin *plugin, const char *username, const char *password,
+		const struct moment *from, int64_t now)
+{
+	struct device_record record = {0};
+	enum reason reason;
+	bool right;
+
+	if(username == NULL || password == NULL){
+		return REASON_UNKNOWN_DEVICE;
+	}
+	if(throttle__blocked(&plugin->throttle, from, username, monotonic())){
+		return REASON_THROTTLED;
+	}
+	if(!store__begin(&plugin->store)){
+		return REASON_STORE;
+	}
+	reason = device_reason(plugin, username, now, &record);
+	/* The same work, whatever is wrong already. */
+	right = secret__password(reason == REASON_NONE || reason == REASON_UNTIL ? &record : NULL, password);
+	if(reason == REASON_NONE && !(record.flags & FLAG_PASSWORD)){
+		reason = REASON_METHOD;
+	}else if((reason == REASON_NONE || reason == REASON_UNTIL) && !right){
+		reason = REASON_PASSWORD;
+	}
+	store__end(&plugin->store);
+	OPENSSL_cleanse(&record, sizeof(record));
+	if(right){
+		throttle__succeeded(&plugin->throttle, from, username);
+	}else{
+		throttle__failed(&plugin->throttle, from, username, monotonic());
+	}
+	return reason;
+}
+
+
+/* Situation                                                    Answer
+ * a certificate, or a user name and password, as in the store  SUCCESS
+ * a session that was let in before (the broker asks again for all of them, online and offline, after SIGHUP)  SUCCESS
+ * anything else                                                AUTH
+ */
+static int on_basic_auth(int event, void *event_data, void *userdata)
+{
+	struct mosquitto_evt_basic_auth *question = event_data;
+	struct plugin *plugin = userdata;
+	struct mosquitto *client = question->client;
+	const char *client_id = mosquitto_client_id(client), *id = question->username;
+	struct certificate certificate;
+	struct moment from;
+	struct session *session;
+	enum reason reason;
+	enum method method = METHOD_PASSWORD;
+	X509 *x509;
+	int64_t now = wall();
+	bool named;
+
+	(void)event;
+	look_at_changes(plugin);
+	if(plugin->reloading && id && client_id && strcmp(id, client_id) == 0
+			&& (sessions__find(&plugin->sessions, client, id)
+			|| mosquitto_client_protocol(client) != mp_websockets)){
+		/* Not a new connection: none is served between RELOAD and the tick that follows it, except for one over
+		 * WebSockets in 2.0. Who must go is kicked on a tick, and an offline session can do nothing by itself. */
+		return MOSQ_ERR_SUCCESS;
+	}
+	decide__address(mosquitto_client_address(client), &from);
+	x509 = mosquitto_client_certificate(client);
+	if(!plugin->ticked){
+		reason = REASON_INTERNAL; /* revocation would not be kept; see on_tick */
+	}else if(x509){
+		method = METHOD_CERTIFICATE;
+		named = cert__read(x509, &certificate);
+		reason = named ? by_certificate(plugin, &certificate, id, now) : REASON_UNKNOWN_DEVICE;
+		id = named ? certificate.id : NULL;
+	}else{
+		reason = by_password(plugin, id, question->password, &from, now);
+	}
+	X509_free(x509);
+	if(reason == REASON_NONE && (client_id == NULL || strcmp(client_id, id) != 0)){
+		reason = REASON_CLIENT_ID;
+	}
+	if(reason == REASON_NONE){
+		session = sessions__add(&plugin->sessions, client, id, method,
+				method == METHOD_CERTIFICATE ? &certificate : NULL, &from);
+		reason = session ? sessions__check(&plugin->sessions, session, now) : REASON_INTERNAL;
+	}
+	if(reason == REASON_NONE && method == METHOD_CERTIFICATE && mosquitto_set_username(client, id) != MOSQ_ERR_SUCCESS){
+		reason = REASON_INTERNAL;
+	}
+	if(reason != REASON_NONE){
+		refused(plugin, AUDIT_CONNECT, client, "connect", id, NULL, reason, NULL);
+		sessions__remove(&plugin->sessions, client);
+		return MOSQ_ERR_AUTH;
+	}
+	return MOSQ_ERR_SUCCESS;
+}
+
+
+/* Situation                                               Answer
+ * a device of the store with a key, not revoked or ended  SUCCESS and the key, in hexadecimal
+ * anything else                                           AUTH
+ */
+static int on_psk_key(int event, void *event_data, void *userdata)
+{
+	static const char digits[] = "0123456789abcdef";
+	struct mosquitto_evt_psk_key *question = event_data;
+	struct plugin *plugin = userdata;
+	struct device_record record;
+	struct moment from;
+	enum reason reason = REASON_STORE;
+	int64_t now = wall();
+	size_t i;
+
+	(void)event;
+	look_at_changes(plugin);
+	if(!plugin->ticked){
+		reason = REASON_INTERNAL;
+	}else if(store__begin(&plugin->store)){
+		reason = device_reason(plugin, question->identity, now, &record);
+		if(reason == REASON_NONE && !(record.flags & FLAG_PSK)){
+			reason = REASON_METHOD;
+		}
+		if(reason == REASON_NONE
+				&& (question->max_key_len < 0 || (size_t)question->max_key_len < 2 * record.psk.len + 1)){
+			reason = REASON_INTERNAL;
+		}
+		if(reason == REASON_NONE){
+			for(i = 0; i < record.psk.len; i++){
+				question->key[2 * i] = digits[record.psk.at[i] >> 4];
+				question->key[2 * i + 1] = digits[record.psk.at[i] & 15];
+			}
+			question->key[2 * record.psk.len] = '\0';
+		}
+		store__end(&plugin->store);
+	}
+	if(reason == REASON_NONE){
+		decide__address(mosquitto_client_address(question->client), &from);
+		if(!sessions__add(&plugin->sessions, question->client, question->identity, METHOD_PSK, NULL, &from)){
+			OPENSSL_cleanse(question->key, (size_t)question->max_key_len);
+			reason = REASON_INTERNAL;
+		}
+	}
+	if(reason != REASON_NONE){
+		refused(plugin, AUDIT_CONNECT, question->client, "connect", question->identity, NULL, reason, NULL);
+		return MOSQ_ERR_AUTH;
+	}
+	return MOSQ_ERR_SUCCESS;
+}
+
+
+/* ---- what may it do? ---- */
+
+/* A client without a session is offline, or gone and its will is left: its device is read afresh. Of an offline session
+ * the broker still shows the address of its last connection, which says nothing about now; a will was sent from there. */
+static struct decision decide_without_session(struct plugin *plugin, struct mosquitto *client, const char *id,
+		enum access access, const char *topic, struct moment *moment, char rule[UINT8_MAX], struct grant *copy)
+{
+	struct decision decision = {REASON_UNKNOWN_DEVICE, NULL};
+	struct device device = {.until = BEDNET_NEVER};
+	size_t len = strnlen(id, BEDNET_ID_MAX + 1);
+
+	if(!record__id_ok(id, len)){
+		return decision;
+	}
+	memcpy(device.id, id, len + 1);
+	if(access == ACCESS_PUBLISH){
+		decide__address(mosquitto_client_address(client), moment);
+	}
+	device__read(&plugin->store, &device);
+	decision.reason = device.state;
+	if(decision.reason == REASON_NONE && moment->now >= device.until){
+		decision.reason = REASON_UNTIL;
+	}
+	if(decision.reason == REASON_NONE){
+		decision = decide__by(device.grants, access, topic, strlen(topic), moment, store__zone, &plugin->store);
+	}
+	if(decision.grant){
+		/* The name of the rule outlives the grants, which do not outlive this. */
+		*copy = *decision.grant;
+		memcpy(rule, copy->id, copy->id_len);
+		copy->id = rule;
+		decision.grant = copy;
+	}
+	device__clear(&device);
+	return decision;
+}
+
+
+/* Situation                                    Answer
+ * the policy allows it now                     SUCCESS
+ * a client takes a subscription of its own back  SUCCESS
+ * anything else                                ACL_DENIED
+ */
+static int on_acl_check(int event, void *event_data, void *userdata)
+{
+	struct mosquitto_evt_acl_check *question = event_data;
+	struct plugin *plugin = userdata;
+	const char *id = mosquitto_client_username(question->client), *client_id = mosquitto_client_id(question->client);
+	const char *action = "publish";
+	struct decision decision = {REASON_NONE, NULL};
+	struct moment moment = {.has_time = true, .now = wall()};
+	struct session *session = NULL;
+	struct grant copy;
+	enum access access = ACCESS_PUBLISH;
+	char rule[UINT8_MAX];
+
+	(void)event;
+	switch(question->access){
+		case MOSQ_ACL_WRITE:
+			break;
+		case MOSQ_ACL_READ:
+			access = ACCESS_DELIVER;
+			action = "deliver";
+			break;
+		case MOSQ_ACL_SUBSCRIBE:
+			access = ACCESS_SUBSCRIBE;
+			action = "subscribe";
+			break;
+		case MOSQ_ACL_UNSUBSCRIBE:
+			return MOSQ_ERR_SUCCESS;
+		default:
+			return MOSQ_ERR_ACL_DENIED;
+	}
+	look_at_changes(plugin);
+	if(id == NULL){
+		decision.reason = REASON_UNKNOWN_DEVICE;
+	}else if(client_id == NULL || strcmp(id, client_id) != 0){
+		decision.reason = REASON_CLIENT_ID;
+	}else{
+		session = sessions__find(&plugin->sessions, question->client, id);
+		if(session == NULL){
+			decision = decide_without_session(plugin, question->client, id, access, question->topic, &moment, rule, &copy);
+		}else{
+			sessions__confirm(&plugin->sessions, session);
+			decision.reason = sessions__check(&plugin->sessions, session, moment.now);
+			if(decision.reason == REASON_NONE){
+				moment.family = session->from.family;
+				memcpy(moment.address, session->from.address, sizeof(moment.address));
+				decision = decide__by(session->device->grants, access, question->topic, strlen(question->topic), &moment,
+						store__zone, &plugin->store);
+			}
+		}
+	}
+	if(decision.reason == REASON_NONE){
+		return MOSQ_ERR_SUCCESS;
+	}
+	if(!plugin->kicking){ /* or the broker looks through the subscriptions of one that we send away */
+		refused(plugin, access == ACCESS_DELIVER ? AUDIT_DELIVER : AUDIT_ASK, question->client, action, id,
+				question->topic, decision.reason, decision.grant);
+	}
+	return MOSQ_ERR_ACL_DENIED;
+}
+
+
+/* ---- when does it end? ---- */
+
+static void kick(struct plugin *plugin, const struct session *session, enum reason why)
+{
+	struct audit_event event = {.event = "disconnected", .action = "connect", .reason = why};
+	struct mosquitto *client;
+	char id[BEDNET_ID_MAX + 1], address[64] = "";
+	const char *text;
+
+	memcpy(id, session->device->id, sizeof(id));
+	/* A session is taken away when its client goes, so the client is there. */
+	memcpy(&client, &session->client, sizeof(client));
+	text = mosquitto_client_address(client);
+	if(text){
+		(void)snprintf(address, sizeof(address), "%s", text);
+	}
+	event.device = event.client_id = id;
+	event.address = address[0] ? address : NULL;
+	plugin->kicking = true;
+	mosquitto_kick_client_by_username(id, false); /* the session may be gone now */
+	plugin->kicking = false;
+	write_event(&event, 0);
+}
+
+
+static int tick(struct plugin *plugin, struct mosquitto_evt_tick *event)
+{
+	struct session *session;
+	enum reason why = REASON_NONE;
+	int64_t now = wall(), started = 0;
+	bool more = true;
+
+	plugin->ticked = true;
+	plugin->reloading = false;
+	TICK_NEXT_MS(event) = TICK_MS;
+	look_at_changes(plugin);
+	while(more){
+		session = sessions__next_due(&plugin->sessions, now, &why, &more);
+		if(session){
+			kick(plugin, session, why);
+		}
+		if(more){
+			int64_t time_now = monotonic_ns();
+
+			started = started ? started : time_now;
+			if(time_now - started > TICK_BUDGET_NS){
+				TICK_NEXT_MS(event) = 1;
+				break;
+			}
+		}
+	}
+	return MOSQ_ERR_SUCCESS;
+}
+
+
+static int on_tick(int event, void *event_data, void *userdata)
+{
+	(void)event;
+	return tick(userdata, event_data);
+}
+
+
+/* The same under another address, since one function cannot be registered twice. */
+static int on_tick_again(int event, void *event_data, void *userdata)
+{
+	(void)event;
+	return tick(userdata, event_data);
+}
+
+
+/* Before the broker asks BASIC_AUTH again for every session. Mosquitto 2.1 ticks when it was asked to, which may be after
+ * the next connection: a callback that is registered anew is called at once, before any. */
+static int on_reload(int event, void *event_data, void *userdata)
+{
+	struct plugin *plugin = userdata;
+	MOSQ_FUNC_generic_callback next = plugin->tick == on_tick ? on_tick_again : on_tick;
+
+	(void)event;
+	(void)event_data;
+	if(mosquitto_callback_register(plugin->identifier, MOSQ_EVT_TICK, next, NULL, plugin) != MOSQ_ERR_SUCCESS){
+		return MOSQ_ERR_NOMEM;
+	}
+	mosquitto_callback_unregister(plugin->identifier, MOSQ_EVT_TICK, plugin->tick, NULL);
+	plugin->tick = next;
+	plugin->reloading = true;
+	return MOSQ_ERR_SUCCESS;
+}
+
+
+static int on_disconnect(int event, void *event_data, void *userdata)
+{
+	struct mosquitto_evt_disconnect *told = event_data;
+	struct plugin *plugin = userdata;
+
+	(void)event;
+	sessions__remove(&plugin->sessions, told->client);
+	return MOSQ_ERR_SUCCESS;
+}
+
+
+/* Of 2.1 only: a client that was given a PSK has the key. */
+static int on_connect(int event, void *event_data, void *userdata)
+{
+	struct mosquitto_evt_connect *told = event_data;
+	struct plugin *plugin = userdata;
+	const char *id = mosquitto_client_username(told->client);
+	struct session *session = id ? sessions__find(&plugin->sessions, told->client, id) : NULL;
+
+	(void)event;
+	if(session){
+		sessions__confirm(&plugin->sessions, session);
+	}
+	return MOSQ_ERR_SUCCESS;
+}
+
+
+/* ---- from start to end ---- */
+
+static bool read_number(const char *text, uint32_t max, uint32_t *out)
+{
+	uint32_t value = 0;
+
+	if(*text == '\0'){
+		return false;
+	}
+	for(; *text; text++){
+		if(*text < '0' || *text > '9'){
+			return false;
+		}
+		value = value * 10 + (uint32_t)(*text - '0');
+		if(value > max){
+			return false;
+		}
+	}
+	*out = value;
+	return value > 0;
+}
+
+
+static bool read_options(const struct mosquitto_opt *options, int count, const char **store, uint32_t *audit_rate,
+		uint32_t *login_failures)
+{
+	int i;
+
+	for(i = 0; i < count; i++){
+		const char *key = options[i].key, *value = options[i].value ? options[i].value : "";
+		bool sound = true;
+
+		if(strcmp(key, "store") == 0){
+			*store = value;
+			sound = *value == '/';
+		}else if(strcmp(key, "audit_rate") == 0){
+			sound = read_number(value, AUDIT_RATE_MAX, audit_rate);
+		}else if(strcmp(key, "login_failures") == 0){
+			sound = read_number(value, LOGIN_FAILURES_MAX, login_failures);
+		}else{
+			mosquitto_log_printf(MOSQ_LOG_ERR, "Error: bednet: there is no option plugin_opt_%s; there are store, "
+					"audit_rate and login_failures.", key);
+			return false;
+		}
+		if(!sound){
+			mosquitto_log_printf(MOSQ_LOG_ERR, "Error: bednet: plugin_opt_%s cannot be '%s'; store is an absolute path, "
+					"audit_rate and login_failures are numbers from 1 to 1000.", key, value);
+			return false;
+		}
+	}
+	return true;
+}
+
+
+EXPORT int mosquitto_plugin_version(int supported_version_count, const int *supported_versions)
+{
+	int i;
+
+	for(i = 0; i < supported_version_count; i++){
+		if(supported_versions[i] == 5){
+			return 5;
+		}
+	}
+	return -1;
+}
+
+
+EXPORT int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, struct mosquitto_opt *options,
+		int option_count)
+{
+	static const struct {
+		int event;
+		MOSQ_FUNC_generic_callback callback;
+		bool optional;
+	} callbacks[] = {
+		{MOSQ_EVT_RELOAD, on_reload, false}, {MOSQ_EVT_ACL_CHECK, on_acl_check, false},
+		{MOSQ_EVT_BASIC_AUTH, on_basic_auth, false}, {MOSQ_EVT_PSK_KEY, on_psk_key, false},
+		{MOSQ_EVT_TICK, on_tick, false}, {MOSQ_EVT_DISCONNECT, on_disconnect, false},
+		{MOSQ_EVT_CONNECT, on_connect, true},
+	};
+	struct plugin *plugin;
+	const char *path = STORE_USUAL;
+	uint32_t login_failures = LOGIN_FAILURES_USUAL, audit_rate = AUDIT_RATE_USUAL;
+	char why[512];
+	size_t i;
+
+	if(loaded){
+		mosquitto_log_printf(MOSQ_LOG_ERR, "Error: bednet: the plugin is loaded a second time; set per_listener_settings "
+				"false and load it once.");
+		return MOSQ_ERR_INVAL;
+	}
+	if(!read_options(options, option_count, &path, &audit_rate, &login_failures)){
+		return MOSQ_ERR_INVAL;
+	}
+	plugin = calloc(1, sizeof(*plugin));
+	if(plugin == NULL){
+		return MOSQ_ERR_NOMEM;
+	}
+	plugin->identifier = identifier;
+	plugin->tick = on_tick;
+	plugin->audit.rate = audit_rate;
+	plugin->sink = (struct change_sink){on_device_changed, on_all_changed, plugin};
+	if(!throttle__init(&plugin->throttle, login_failures)){
+		free(plugin);
+		return MOSQ_ERR_UNKNOWN;
+	}
+	if(!store__open(&plugin->store, path, why, sizeof(why))){
+		mosquitto_log_printf(MOSQ_LOG_ERR, "Error: bednet: %s.", why);
+		free(plugin);
+		return MOSQ_ERR_INVAL;
+	}
+	sessions__init(&plugin->sessions, &plugin->store);
+	for(i = 0; i < sizeof(callbacks) / sizeof(callbacks[0]); i++){
+		int rc = mosquitto_callback_register(identifier, callbacks[i].event, callbacks[i].callback, NULL, plugin);
+
+		if(rc != MOSQ_ERR_SUCCESS && !callbacks[i].optional){
+			/* The broker stops; those that are registered are not called any more. */
+			store__close(&plugin->store);
+			free(plugin);
+			return rc;
+		}
+	}
+	loaded = true;
+	*userdata = plugin;
+	mosquitto_log_printf(MOSQ_LOG_INFO, "bednet: access is decided from the store in %s.", path);
+	return MOSQ_ERR_SUCCESS;
+}
+
+
+EXPORT int mosquitto_plugin_cleanup(void *userdata, struct mosquitto_opt *options, int option_count)
+{
+	struct plugin *plugin = userdata;
+
+	(void)options;
+	(void)option_count;
+	if(plugin == NULL){
+		return MOSQ_ERR_SUCCESS; /* it was never loaded */
+	}
+	mosquitto_callback_unregister(plugin->identifier, MOSQ_EVT_RELOAD, on_reload, NULL);
+	mosquitto_callback_unregister(plugin->identifier, MOSQ_EVT_ACL_CHECK, on_acl_check, NULL);
+	mosquitto_callback_unregister(plugin->identifier, MOSQ_EVT_BASIC_AUTH, on_basic_auth, NULL);
+	mosquitto_callback_unregister(plugin->identifier, MOSQ_EVT_PSK_KEY, on_psk_key, NULL);
+	mosquitto_callback_unregister(plugin->identifier, MOSQ_EVT_TICK, plugin->tick, NULL);
+	mosquitto_callback_unregister(plugin->identifier, MOSQ_EVT_DISCONNECT, on_disconnect, NULL);
+	mosquitto_callback_unregister(plugin->identifier, MOSQ_EVT_CONNECT, on_connect, NULL);
+	sessions__free(&plugin->sessions);
+	store__close(&plugin->store);
+	OPENSSL_cleanse(&plugin->throttle, sizeof(plugin->throttle));
+	free(plugin);
+	loaded = false;
+	return MOSQ_ERR_SUCCESS;
+}
