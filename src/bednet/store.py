@@ -358,7 +358,7 @@ def _decode_rule(parser: _Parser) -> Rule:
     topic = parser.take(size)
     try:
         shown = topic_parts(topic)
-    except (UnicodeDecodeError, IndexError):
+    except UnicodeDecodeError:
         shown = []
     if not shown:
         raise Damaged(f"rule {name!r} has a topic that cannot be")
@@ -367,12 +367,13 @@ def _decode_rule(parser: _Parser) -> Rule:
 
 def topic_parts(topic: bytes) -> list[str | int]:
     """Return a rule's topic as the compiled site writes it: texts and numbers of placeholders."""
-    first, *others = topic.split(b"\xff")
-    parts: list[str | int] = [first.decode()] if first else []
-    for other in others:
-        parts.append(other[0])
-        if len(other) > 1:
-            parts.append(other[1:].decode())
+    parts: list[str | int] = []
+    # Texts and numbers take turns.
+    for turn, part in enumerate(re.split(rb"\xff(.)", topic, flags=re.DOTALL)):
+        if turn % 2:
+            parts.append(part[0])
+        elif part:
+            parts.append(part.decode())
     return parts
 
 
