@@ -154,8 +154,9 @@ class Broker:
             compiled = self.folder / "compiled.jsonl"
             with compiled.open("w", encoding="utf-8") as stream:
                 stream.writelines(compiled_site(self.kind.devices))
-            words = [sys.executable, "-m", "bednet.store", "apply", str(compiled), "--store", str(self.store)]
-            subprocess.run(words, check=True, input=b"{}", stdout=subprocess.DEVNULL)
+            words = [sys.executable, "-m", "bednet.store", "--store", str(self.store), "apply", str(compiled)]
+            nothing = json.dumps({"passwords": {}, "psk": {}, "revoked_serials": {}}).encode()
+            subprocess.run(words, check=True, input=nothing, stdout=subprocess.DEVNULL)
 
     def write_acl_file(self, extra: str = "") -> None:
         """Write the acl_file: a section for each device."""

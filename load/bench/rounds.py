@@ -114,15 +114,15 @@ class Pinger:
 # Runs beside the measurement, so that what it does to the store is not done by the process that measures. It prints
 # time.monotonic() before and after each change; the clock is the machine's, the same in all processes.
 _WRITER = """\
-import sys, time
+import pathlib, sys, time
 from bednet.store import Store
-with Store.open(sys.argv[1]) as store:
-    sys.stdout.write("ready\\n"); sys.stdout.flush()
-    for line in sys.stdin:
-        action, name = line.split()
-        begin = time.monotonic()
-        store.revoke(name, "privilegeWithdrawn") if action == "revoke" else store.reinstate(name)
-        sys.stdout.write(f"{begin!r} {time.monotonic()!r}\\n"); sys.stdout.flush()
+store = Store(pathlib.Path(sys.argv[1]))
+print("ready", flush=True)
+for line in sys.stdin:
+    action, name = line.split()
+    begin = time.monotonic()
+    store.revoke(name, "privilegeWithdrawn") if action == "revoke" else store.reinstate(name)
+    print(repr(begin), repr(time.monotonic()), flush=True)
 """
 
 

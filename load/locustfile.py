@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Locust runs: a user is a device of the plan, with its habits.
+
+`bednet load` writes the plan and starts Locust with this file; by hand it is
+
+    locust -f load/locustfile.py --headless --plan plan.json --result result.json
+
+The users share one generator (:mod:`load.generator`), which keeps the schedule; Locust spawns and stops them, and shows
+the charts. What each message took is counted in the generator and handed to Locust's statistics once a second: an event
+for each message would cost more than the message.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from locust import User, events, task
+from locust.stats import bucket_response_time
+
+from load.client import ConnectError
+from load.generator import Generator, Phase
+from load.plan import PlanError, read_plan
+
+if TYPE_CHECKING:
+    from locust.argument_parser import LocustArgumentParser
+    from locust.env import Environment
+
+    from load.measure import Histogram
+    from load.tally import Tally
+
+PROGRESS_S = 5.0
+SPAWN_PER_S = 1000.0
+#: The exit code where nobody could connect.
+NOBODY = 4
+
+
+class Stage:
+    """The generator of this process, once there is a plan.
+
+    :ivar generator: None before Locust has read its command line.
+    """
+
+    generator: Generator | None = None
+    result: Path
+    taken = 0
+
+
+class PlantDevice(User):
+    """A device of the plant: it connects when the plan says so, and stays until the run is over."""
+
+    @task
+    def live(self) -> None:
+        """Play one device that nobody plays yet."""
+        generator = Stage.generator
+        assert generator is not None
+        if Stage.taken < len(generator.devices):
+            Stage.taken += 1
+            generator.live(generator.devices[Stage.taken - 1])
+        while True:
+            gevent.sleep(3600)
+
+
+@events.init_command_line_parser.add_listener
+def _options(parser: LocustArgumentParser, **_: Any) -> None:
+    # Not for the web interface: they are decided before it is there.
+    for name, meaning in (("plan", "who plays what; `bednet load` writes it"), ("result", "where the tally goes")):
+        parser.add_argument(f"--{name}", metavar="FILE", help=meaning, include_in_web_ui=False)
+
+
+@events.init.add_listener
+def _init(environment: Environment, **_: Any) -> None:
+    options: Any = environment.parsed_options
+    if not options.plan or not options.result:
+        sys.exit("bednet: --plan and --result are missing. Cure: start it with `bednet load`, or name the two files.")
+    # A socket for each device, and Locust's own.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        plan = read_plan(Path(options.plan))
+        Stage.generator = Generator(plan, plan.players)
+    except (PlanError, ConnectError) as exc:
+        sys.exit(f"bednet: {exc}")
+    Stage.result = Path(options.result)
+    options.num_users = len(plan.players)
+    options.spawn_rate = SPAWN_PER_S
+
+
+@events.test_start.add_listener
+def _start(environment: Environment, **_: Any) -> None:
+    gevent.spawn(_run, environment)
+
+
+@events.quitting.add_listener
+def _quitting(**_: Any) -> None:
+    """Tell what there is when Locust is stopped in the middle."""
+    generator = Stage.generator
+    if generator is not None and generator.phase is not Phase.OVER:
+        generator.interrupted = True
+        _write(generator, generator.finish(), complete=False)
+
+
+def _run(environment: Environment) -> None:
+    generator = Stage.generator
+    assert generator is not None
+    assert environment.runner is not None
+    helpers = [gevent.spawn(_progress, generator), gevent.spawn(_charts, environment, generator)]
+    any_ = generator.await_connected()
+    if any_ and not generator.interrupted:
+        _say(f"{generator.connected} of {len(generator.devices)} devices are connected; the load begins")
+        generator.load()
+    if generator.phase is Phase.OVER:
+        return
+    if not any_:
+        environment.process_exit_code = NOBODY
+    complete = any_ and not generator.interrupted
+    _write(generator, generator.finish(), complete=complete)
+    gevent.killall(helpers)
+    if environment.web_ui is None:
+        environment.runner.quit()
+    else:
+        environment.runner.stop()
+
+
+def _write(generator: Generator, tally: Tally, *, complete: bool) -> None:
+    document = {
+        "complete": complete,
+        "interrupted": generator.interrupted,
+        "began_s": generator.begin_ns / 1e9,
+        "tally": tally.to_json(),
+    }
+    draft = Stage.result.with_suffix(".tmp")
+    draft.write_text(json.dumps(document), encoding="utf-8")
+    draft.replace(Stage.result)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"    {text}\n")
+    sys.stderr.flush()
+
+
+def _progress(generator: Generator) -> None:
+    total = generator.plan.warmup_s + generator.plan.duration_s
+    while True:
+        gevent.sleep(PROGRESS_S)
+        tally = generator.tally
+        if generator.phase is Phase.CONNECTING:
+            _say(f"{generator.connected} of {len(generator.devices)} devices are connected")
+            continue
+        past = (time.monotonic_ns() - generator.begin_ns) / 1e9
+        seconds = tally.seconds[-6:-1]
+        sent = sum(second.sent for second in seconds) / max(1, len(seconds))
+        received = sum(second.received for second in seconds) / max(1, len(seconds))
+        shown = seconds[-1].latency.percentile_ms(99) if seconds else None
+        _say(
+            f"{min(past, total):4.0f} of {total:.0f} s: {generator.connected} connected, {sent:.0f} messages/s sent, "
+            f"{received:.0f} delivered, p99 {'-' if shown is None else f'{shown:.1f} ms'}"
+        )
+
+
+def _charts(environment: Environment, generator: Generator) -> None:
+    """Hand what was counted to Locust's statistics, for its tables and charts."""
+    told: dict[str, int] = {}
+    while True:
+        gevent.sleep(1.0)
+        tally = generator.tally
+        shown = {("connect", "CONNACK"): tally.connect, ("reconnect", "CONNACK"): tally.reconnect}
+        for (kind, qos), delivery in tally.deliveries.items():
+            shown[f"{kind} QoS {qos}", "deliver"] = delivery.latency
+        for (name, method), histogram in shown.items():
+            _log(environment, name, method, histogram, told)
+
+
+def _log(environment: Environment, name: str, method: str, histogram: Histogram, told: dict[str, int]) -> None:
+    """Log what a histogram has counted since the last time, a bucket at a time."""
+    now = time.time()
+    for milliseconds, count in histogram.steps_ms():
+        key = f"{method} {name} {milliseconds}"
+        new = count - told.get(key, 0)
+        told[key] = count
+        if not new:
+            continue
+        for entry in (environment.stats.get(name, method), environment.stats.total):
+            if entry.num_requests == 0:
+                entry.start_time = now
+            entry.num_requests += new
+            entry.num_reqs_per_sec[int(now)] = entry.num_reqs_per_sec.get(int(now), 0) + new
+            entry.last_request_timestamp = now
+            entry.total_response_time += milliseconds * new
+            low = entry.min_response_time
+            entry.min_response_time = milliseconds if low is None else min(low, milliseconds)
+            entry.max_response_time = max(entry.max_response_time, milliseconds)
+            bucket = bucket_response_time(milliseconds)
+            entry.response_times[bucket] = entry.response_times.get(bucket, 0) + new

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One load run: generator, observer and verdict.
+
+- :func:`run`: plays a plan and returns the report.
+- :func:`generate`: plays a plan in a process of its own, Locust's, and returns what it counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bednet.errors import BednetError
+from load.report import Report
+from load.slo import Threshold, judge
+from load.tally import Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from load.observe import Observer
+    from load.plan import Plan
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+_POLL_S = 0.1
+#: What a run may take beyond its own time: starting Locust, connecting, writing.
+SLACK_S = 90.0
+
+
+class RunError(BednetError):
+    """The generator could not do its work; the message says why."""
+
+    code = "load-run"
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What the generator told.
+
+    :ivar began_s: the monotonic clock when the load began; 0 where it never did.
+    """
+
+    tally: Tally
+    complete: bool
+    interrupted: bool
+    began_s: float
+
+
+def generate(plan: Plan, *, web_port: int | None = None) -> Generated:
+    """Play a plan in Locust; Ctrl-C ends it early, and what was counted until then is returned.
+
+    :param web_port: show Locust's web interface on this port of the loopback interface; it stays until Ctrl-C.
+    :raises RunError: when Locust ends without telling anything.
+    """
+    with tempfile.TemporaryDirectory(prefix="bednet-load-") as name:
+        folder = Path(name)
+        plan_file, result, log = folder / "plan.json", folder / "result.json", folder / "locust.log"
+        plan.write(plan_file)
+        words = [sys.executable, "-m", "locust", "-f", str(CHECKOUT / "load/locustfile.py"), "--loglevel", "ERROR"]
+        words += ["--plan", str(plan_file), "--result", str(result), "--stop-timeout", "1"]
+        if web_port is None:
+            words += ["--headless", "--only-summary"]
+        else:
+            words += ["--autostart", "--web-host", "127.0.0.1", "--web-port", str(web_port)]
+        path = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=out, cwd=folder, env={**os.environ, "PYTHONPATH": path}
+            )
+            interrupted = _await(process, plan, result, web=web_port is not None)
+        if not result.exists():
+            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise RunError(
+                f"The load generator ended (exit code {process.returncode}) and told nothing"
+                f"{': ' + said[-1] if said else ''}. Cure: read what it says above."
+            )
+        told = json.loads(result.read_text(encoding="utf-8"))
+    return Generated(
+        Tally.from_json(told["tally"]), told["complete"], told["interrupted"] or interrupted, told["began_s"]
+    )
+
+
+def _await(process: subprocess.Popen[bytes], plan: Plan, result: Path, *, web: bool) -> bool:
+    """Wait for the generator; return whether it was interrupted."""
+    last = max((player.connect_at_s for player in plan.players), default=0.0)
+    deadline = time.monotonic() + last + plan.warmup_s + plan.duration_s + 2 * plan.drain_s + SLACK_S
+    try:
+        while process.poll() is None and (web or time.monotonic() < deadline):
+            if web and result.exists():
+                sys.stderr.write("    The run is over; the charts stay until Ctrl-C.\n")
+                process.wait()
+                return False
+            time.sleep(_POLL_S)
+    except KeyboardInterrupt:
+        over = web and result.exists()
+        _end(process)
+        return not over
+    except BaseException:
+        _end(process)
+        raise
+    if process.poll() is None:
+        _end(process)
+        return True
+    return False
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Let the generator end, write what it has, and go."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def run(
+    plan: Plan,
+    thresholds: Sequence[Threshold],
+    observer: Observer | None,
+    *,
+    identities: str,
+    notes: Sequence[str] = (),
+    web_port: int | None = None,
+) -> Report:
+    """Play a plan, watch the broker meanwhile, and judge.
+
+    :param identities: one sentence for the report about whose certificates are used.
+    :raises RunError: when the generator told nothing.
+    """
+    started = datetime.now(UTC)
+    if observer is not None:
+        observer.start()
+    try:
+        generated = generate(plan, web_port=web_port)
+    finally:
+        observation = observer.stop() if observer is not None else None
+    judgement = judge(
+        thresholds,
+        generated.tally,
+        observation,
+        complete=generated.complete,
+        interrupted=generated.interrupted,
+    )
+    return Report(
+        started,
+        generated.began_s,
+        plan,
+        generated.tally,
+        observation,
+        judgement,
+        generated.complete,
+        generated.interrupted,
+        identities,
+        tuple(notes),
+    )
