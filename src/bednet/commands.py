@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands about a site's policy: ``bednet check``, ``bednet compile``, ``bednet explain``.
+"""The commands about a site's policy: ``bednet check``, ``compile``, ``explain``, ``diff`` and ``policy matrix``.
 
 - :func:`add_parser`: adds them to the command line.
 - :func:`checked_site`: reads a site and runs every check, for other commands that need one.
@@ -7,6 +7,9 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime as dt
+import ipaddress
 import json
 import sys
 from pathlib import Path
@@ -14,14 +17,19 @@ from typing import TYPE_CHECKING
 
 from bednet import compiled
 from bednet.acl_file import acl_problems, compile_acl_file
+from bednet.difference import difference
 from bednet.errors import SiteError
-from bednet.policy import Access, Decision, Verdict
-from bednet.site import KEY_TYPES, Device, Site, decide, failing_tests, load_site, unusable_key_types
+from bednet.explain import explanation
+from bednet.matrix import matrix_of
+from bednet.moment import parse_instant
+from bednet.policy import Access, Moment, Verdict
+from bednet.site import KEY_TYPES, Device, Site, failing_tests, load_site, unusable_key_types
 
 if TYPE_CHECKING:
-    import argparse
+    from bednet.moment import Address
 
 DEFAULT_KEY_TYPE = "P-256"
+ACCESS_CONTROLS = ("plugin", "acl_file")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -43,23 +51,73 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             default=DEFAULT_KEY_TYPE,
             help=f"the CA's type of key, which every device must be able to verify (default: {DEFAULT_KEY_TYPE})",
         )
+        parser.add_argument(
+            "--strictest",
+            action="store_true",
+            help="with acl_file: where it cannot say what the policy says, let it allow less",
+        )
     explain = subparsers.add_parser("explain", help="say whether a device may do something, and which rule decides")
     explain.set_defaults(run=_explain)
     explain.add_argument("--device", required=True, metavar="ID", help="the device's id")
     wish = explain.add_mutually_exclusive_group(required=True)
     wish.add_argument("--publish", metavar="TOPIC", help="the topic to publish to")
     wish.add_argument("--subscribe", metavar="FILTER", help="the topic filter to subscribe to")
-    for parser in (check, compiler, explain):
+    defaults = {check: "plugin", compiler: None, explain: "plugin"}
+    for parser, default in defaults.items():
+        what = default or "acl_file, or plugin with --output"
+        parser.add_argument(
+            "--access-control",
+            choices=ACCESS_CONTROLS,
+            default=default,
+            help=f"what decides on the gateways, as mosquitto_access_control says (default: {what})",
+        )
+    differ = subparsers.add_parser("diff", help="say which devices gain and lose what from one site to another")
+    differ.set_defaults(run=_diff)
+    differ.add_argument("old", type=Path, metavar="OLD", help="the site's folder as it was")
+    differ.add_argument("new", type=Path, metavar="NEW", help="the site's folder as it is to be")
+    policy = subparsers.add_parser("policy", help="look at a policy as a whole")
+    views = policy.add_subparsers(required=True, metavar="VIEW")
+    matrix = views.add_parser("matrix", help="show who may do what, as a table or as a picture")
+    matrix.set_defaults(run=_matrix)
+    matrix.add_argument("--output", type=Path, metavar="FILE.svg", help="draw a picture in place of the table")
+    for parser in (explain, matrix):
+        parser.add_argument("--at", type=_instant, metavar="TIME", help="when, as in 2026-03-29T02:30:00+01:00, or now")
+        parser.add_argument("--from", type=_address, dest="address", metavar="IP", help="the address it comes from")
+    for parser in (check, compiler, explain, matrix):
         parser.add_argument("site", type=Path, metavar="SITE", help="the site's folder, such as inventories/lab")
 
 
-def checked_site(folder: Path, key_type: str) -> Site:
+def _instant(text: str) -> dt.datetime:
+    if text == "now":
+        return dt.datetime.now(dt.UTC)
+    try:
+        parse_instant(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+    # The offset stays as it was written, for the answer.
+    return dt.datetime.fromisoformat(text.upper().replace(" ", "T"))
+
+
+def _address(text: str) -> Address:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def checked_site(
+    folder: Path, key_type: str = DEFAULT_KEY_TYPE, access_control: str = "plugin", *, strictest: bool = False
+) -> Site:
     """Read a site, run the policy's tests, and make sure that it can be compiled.
 
+    :param access_control: ``plugin`` or ``acl_file``, which cannot express every policy.
+    :param strictest: with ``acl_file``, take a stricter policy for good.
     :raises SiteError: with all problems found.
     """
     site = load_site(folder)
-    problems = [*failing_tests(site), *acl_problems(site), *unusable_key_types(site.devices.values(), key_type)]
+    problems = [*failing_tests(site), *unusable_key_types(site.devices.values(), key_type)]
+    if access_control == "acl_file":
+        problems += acl_problems(site, strictest=strictest)
     if problems:
         raise SiteError(problems)
     return site
@@ -89,12 +147,13 @@ def _summary(site: Site) -> dict[str, int]:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    site = checked_site(arguments.site, arguments.key_type)
+    site = checked_site(arguments.site, arguments.key_type, arguments.access_control, strictest=arguments.strictest)
     _warn(site)
     counts = _summary(site)
+    rules = f"Rules: {len(site.rules)}. " if site.rules else ""
     sys.stdout.write(
         f"{arguments.site}: fine. Devices: {counts['devices']} (revoked: {counts['revoked']}). "
-        f"Roles: {counts['roles']}. Policy tests: {counts['tests']}.\n"
+        f"Roles: {counts['roles']}. {rules}Policy tests: {counts['tests']}.\n"
     )
     for device in site.devices.values():
         if _waits(device):
@@ -103,11 +162,10 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _compile(arguments: argparse.Namespace) -> int:
-    site = checked_site(arguments.site, arguments.key_type)
-    acl_file = None
-    if arguments.output is None:
-        acl_file = compile_acl_file(site)
-    else:
+    access_control = arguments.access_control or ("acl_file" if arguments.output is None else "plugin")
+    site = checked_site(arguments.site, arguments.key_type, access_control, strictest=arguments.strictest)
+    acl_file = compile_acl_file(site, strictest=arguments.strictest) if access_control == "acl_file" else None
+    if arguments.output is not None:
         try:
             compiled.write_file(site, arguments.output)
         except OSError as error:
@@ -137,24 +195,33 @@ def _explain(arguments: argparse.Namespace) -> int:
     site = load_site(arguments.site)
     access = Access.SUBSCRIBE if arguments.publish is None else Access.PUBLISH
     topic = arguments.subscribe if arguments.publish is None else arguments.publish
-    decision = decide(site, arguments.device, access, topic)
+    moment = Moment(arguments.at, arguments.address)
+    decision, words = explanation(
+        site, arguments.device, access, topic, moment, access_control=arguments.access_control
+    )
     if decision.verdict is Verdict.UNKNOWN_DEVICE:
         sys.stderr.write(f"bednet: {decision.reason}. Cure: name a device that is listed there. [unknown-device]\n")
         return 1
-    sys.stdout.write(explanation(arguments.device, access, topic, decision))
+    sys.stdout.write(words)
     return 0
 
 
-def explanation(device_id: str, access: Access, topic: str, decision: Decision) -> str:
-    """Return a decision in words, with a line end."""
-    may = "may" if decision.allowed else "may NOT"
-    verb = "publish" if access is Access.PUBLISH else "subscribe"
-    lines = [f"{device_id} {may} {verb} to {topic}", f"  because {decision.reason}"]
-    if decision.parts:
-        lines.append(
-            "  Mosquitto with an acl_file accepts the SUBSCRIBE all the same and delivers only what is allowed in:"
-        )
-        lines += [f"    {part}" for part in decision.parts]
-    elif access is Access.SUBSCRIBE and not decision.allowed:
-        lines.append("  Mosquitto with an acl_file accepts the SUBSCRIBE all the same and delivers nothing.")
-    return "\n".join(lines) + "\n"
+def _diff(arguments: argparse.Namespace) -> int:
+    sys.stdout.write(difference(load_site(arguments.old), load_site(arguments.new)))
+    return 0
+
+
+def _matrix(arguments: argparse.Namespace) -> int:
+    matrix = matrix_of(load_site(arguments.site), Moment(arguments.at, arguments.address))
+    if arguments.output is None:
+        sys.stdout.write(matrix.text())
+        return 0
+    if arguments.output.suffix != ".svg":
+        sys.stderr.write(f"bednet: {arguments.output}: only SVG is drawn here. Cure: end the name with .svg\n")
+        return 1
+    try:
+        arguments.output.write_text(matrix.svg(), encoding="utf-8")
+    except OSError as error:
+        sys.stderr.write(f"bednet: {arguments.output}: {error.strerror}. Cure: name a file that you may write\n")
+        return 1
+    return 0

@@ -143,13 +143,13 @@ class Window:
         Sixteen days are enough for a weekly window whose hour the clocks skip once.
         """
         now = self.holds(at)
-        for candidate in self._edges(at, days):
+        for candidate in self.edges(at, days):
             if self.holds(candidate) is not now:
                 return candidate
         return None
 
-    def _edges(self, at: dt.datetime, days: int) -> list[dt.datetime]:
-        """List the instants after `at` when the answer may change: edges on the clock, and changes of the clock."""
+    def edges(self, at: dt.datetime, days: int) -> list[dt.datetime]:
+        """List the instants of the next `days` days when the answer may change: on the clock, and with the clock."""
         zone = _zone(self.zone)
         first = at.astimezone(zone).date()
         edges: set[dt.datetime] = set()

@@ -5,6 +5,7 @@
 - :class:`Grant`: a rule as it applies to one device, its placeholders filled in.
 - :class:`Window`, :class:`Moment`: times and addresses (:mod:`bednet.moment`).
 - :func:`decide_by`: may the holder of these grants do this, at this moment, and which rule says so?
+- :func:`decide_filter`: the same about all topics of a filter at once, also for publish.
 - :func:`check_template`, :func:`placeholders`, :func:`fill_in`: topics with ``{device.id}`` and the like.
 
 A deny wins over any allow, wherever the two stand; what no rule allows is denied.
@@ -43,6 +44,7 @@ __all__ = [
     "Window",
     "check_template",
     "decide_by",
+    "decide_filter",
     "fill_in",
     "placeholders",
 ]
@@ -231,6 +233,16 @@ def decide_by(
     else:
         topic = topics.unshare(topic)
         topics.check_filter(topic)
+    return decide_filter(grants, access, topic, moment, generous=generous)
+
+
+def decide_filter(
+    grants: Iterable[Grant], access: Access, topic: str, moment: Moment = UNKNOWN, *, generous: bool = False
+) -> Decision:
+    """Decide about every topic of a valid filter at once, for either access; see :func:`decide_by`.
+
+    :param topic: not checked, and not unwrapped from ``$share``.
+    """
     touching = [
         (grant, common)
         for grant in grants

@@ -73,12 +73,17 @@ def test_every_kind_of_check_runs(site_folder: SiteFolder, capsys: pytest.Captur
         roles={"r": {"allow": {"publish": ["a/#"], "subscribe": ["a/#"]}, "deny": {"publish": ["a/x"]}}},
         tests=[{"device": "d", "can": {"publish": ["a/x"]}}],
     )
-    assert main([command, str(site_folder.path)]) == 1
+    acl_file = ["--access-control", "acl_file"]
+    assert main([command, str(site_folder.path), *acl_file]) == 1
     errors = capsys.readouterr().err
     for code in ("test-failed", "acl-one-sided-deny", "key-type"):
         assert f"[{code}]" in errors
-    assert main([command, str(site_folder.path), "--key-type", "P-384"]) == 1
+    assert main([command, str(site_folder.path), "--key-type", "P-384", *acl_file]) == 1
     assert "[key-type]" not in capsys.readouterr().err
+    assert main([command, str(site_folder.path), "--access-control", "plugin"]) == 1
+    errors = capsys.readouterr().err
+    assert "[test-failed]" in errors
+    assert "[acl-" not in errors
 
 
 def test_warnings_go_to_stderr_and_refuse_nothing(site_folder: SiteFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,10 +120,15 @@ def test_check_says_what_it_saw(site_folder: SiteFolder, capsys: pytest.CaptureF
 def test_explain_names_the_rule(
     site_folder: SiteFolder, capsys: pytest.CaptureFixture[str], words: list[str], expected: str
 ) -> None:
-    assert main(["explain", str(site_folder.path), "--device", "temp-101", *words]) == 0
+    explain = ["explain", str(site_folder.path), "--device", "temp-101", *words]
+    assert main(explain) == 0
     output = capsys.readouterr().out
     assert output.startswith(expected)
     assert ("policy.yml:5)" in output) is ("may publish" in output)
+    assert ("  rule role/sensor/allow/publish/0\n" in output) is ("may publish" in output)
+    assert "SUBSCRIBE" not in output
+    assert main([*explain, "--access-control", "acl_file"]) == 0
+    output = capsys.readouterr().out
     assert ("accepts the SUBSCRIBE all the same and delivers nothing" in output) is (words[0] == "--subscribe")
 
 

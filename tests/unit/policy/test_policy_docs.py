@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples of docs/policy.md, run in their order in one site folder called ``plant``."""
+"""The examples of docs/policy.md, run in their order in a site folder called ``plant``, and one called ``before``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bednet.commands import checked_site
 if TYPE_CHECKING:
     from pathlib import Path
 
-BLOCK = re.compile(r"^```([a-z]+) ?([a-z.]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```([a-z]+) ?([a-z./]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def console(text: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -36,16 +36,17 @@ def test_every_example_says_what_happens(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "plant"
-    folder.mkdir()
+    for site in ("plant", "before"):
+        (tmp_path / site).mkdir()
     kinds = []
     for kind, name, text in BLOCK.findall(policy_page):
         kinds.append(kind)
         if kind == "yaml":
-            (folder / name).write_text(text, encoding="utf-8")
+            (tmp_path / name if "/" in name else folder / name).write_text(text, encoding="utf-8")
         elif kind == "console":
             assert console(text, capsys) == text
         elif kind == "acl":
-            assert compile_acl_file(checked_site(folder, "P-256")) == text
+            assert compile_acl_file(checked_site(folder, access_control="acl_file")) == text
         else:
             pytest.fail(f"nobody runs blocks of the kind {kind!r}")
     assert len(kinds) == policy_page.count("\n```") // 2, "a block was not understood"
