@@ -64,14 +64,14 @@ BUILDER_PACKAGES = (
     "debhelper",
     "gcc",
     "libc6-dev",
-    "libcjson-dev",
     "liblmdb-dev",
     "libmosquitto-dev",
     "libssl-dev",
     "make",
     "mosquitto-dev",
+    "pkgconf",
 )
-CROSS_LIBRARIES = ("libc6-dev", "libcjson-dev", "liblmdb-dev", "libmosquitto-dev", "libssl-dev")
+CROSS_LIBRARIES = ("libc6-dev", "liblmdb-dev", "libmosquitto-dev", "libssl-dev", "pkgconf")
 ADD_FOREIGN = f"dpkg --add-architecture {FOREIGN}"
 
 
@@ -106,7 +106,7 @@ LAYERS = {
     # A broker of the other architecture, and what its processor is played by.
     "emulator": Layer(
         "host",
-        ("python3-lmdb", "qemu-user", *(f"{package}:{FOREIGN}" for package in ("libcjson1", "liblmdb0", "mosquitto"))),
+        ("python3-lmdb", "qemu-user", *(f"{package}:{FOREIGN}" for package in ("liblmdb0", "mosquitto"))),
         ADD_FOREIGN,
     ),
     # Runs the plugin's tests.
