@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import errno
 import fcntl
 import grp
 import hashlib
@@ -114,6 +115,9 @@ _LMDB_MAGIC, _LMDB_VERSION = 0xBEEFC0DE, 1
 
 _FOREIGN = "it is an LMDB environment, but not a store of bednet"
 _BUSY = "another bednet-store is at work, for {:g} seconds so far. Cure: look what it does, or try again later"
+
+# LMDB tells no more than a number; of a page that was written in part it says that it is an I/O error.
+_NO_ROOM = {os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)}
 
 
 class Refused(Exception):  # noqa: N818  (a refusal is an answer, not a fault of the program)
@@ -1096,7 +1100,7 @@ class Store:
                     except lmdb.MapFullError:
                         if not again or size >= MOST_MAP:
                             raise Refused(
-                                f"{self.folder}: {size >> 20} MiB are not enough. Cure: see docs/store.md"
+                                f"{self.folder}: {size >> 10} KiB are not enough. Cure: see 'Room' in docs/store.md"
                             ) from None
                         size *= 2
                 self._permissions(repair=True)
@@ -1122,8 +1126,7 @@ class Store:
             # A run that was killed leaves its place in the table of readers, and would keep old pages from being used.
             environment.reader_check()
             old = self._snapshot(environment, stack)
-            with _watched(self._wait):
-                write = environment.begin(write=True)
+            write = self._begin(environment)
             try:
                 databases = old.databases or {name: environment.open_db(name, txn=write) for name in DATABASES}
                 answer = work(run := _Run(old, write, databases))
@@ -1137,6 +1140,10 @@ class Store:
                 write.abort()
         self._lengthen()
         return answer, run, meta
+
+    def _begin(self, environment: lmdb.Environment) -> lmdb.Transaction:
+        with _watched(self._wait):
+            return environment.begin(write=True)
 
     def _lengthen(self) -> None:
         """Make the file as long as LMDB says: pages at its end that came and went in one transaction are not written.
@@ -1157,8 +1164,12 @@ class Store:
                 return _Old(None, {}, Meta())
             if set(names) != set(DATABASES):
                 raise self._refusal(_FOREIGN)
-        with _watched(self._wait):
+        # A database that was opened in a transaction is everybody's once that has ended well.
+        if environment.flags()["readonly"]:
             databases = {name: environment.open_db(name, create=False) for name in DATABASES}
+        else:
+            with self._begin(environment) as none:
+                databases = {name: environment.open_db(name, txn=none, create=False) for name in DATABASES}
         transaction = stack.enter_context(environment.begin())
         try:
             meta = Meta.decode(transaction.get(META, db=databases[b"meta"]))
@@ -1207,17 +1218,15 @@ class Store:
             raise
         except lmdb.ReadersFullError:
             raise Refused(f"{self.folder}: too many readers. Cure: end those that are not the broker") from None
-        except (lmdb.DiskError, OSError) as exc:
-            raise Refused(
-                f"{self._where(exc)}: {_words(exc)}. Cure: make room or give access, and run it again"
-            ) from None
+        except OSError as exc:
+            where = exc.filename or self.folder
+            raise Refused(f"{where}: {_words(exc)}. Cure: make room or give access, and run it again") from None
         except lmdb.Error as exc:
-            if "No space" in str(exc) or "too large" in str(exc):
-                raise Refused(f"{self.folder}: {_words(exc)}. Cure: make room, and run it again") from None
-            raise self._refusal(f"LMDB says: {_words(exc)}") from None
-
-    def _where(self, exc: Exception) -> object:
-        return getattr(exc, "filename", None) or self.folder
+            words = _words(exc)
+            if words in _NO_ROOM:
+                cure = "make room on the disk, or look whether it is broken, and run it again"
+                raise Refused(f"{self.folder}: {words}. Cure: {cure}") from None
+            raise self._refusal(f"LMDB says: {words}") from None
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
