@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load tests with a verdict: how much does this gateway carry, with all layers on?
+"""Load tests with a verdict on how much a gateway carries, with all layers on.
 
 - :mod:`load.__main__`: the command (`bednet load`): identities, generator, observer, verdict, report.
 - :mod:`load.plan`: who connects, says and hears what: from the site's devices and policy, and a profile.

@@ -4,8 +4,8 @@
 - :class:`Connection`: connect, subscribe, publish, close; what arrives is handed to a function.
 - :class:`Login`: who connects, where to, and how.
 
-Importing this module gives paho locks of C in place of gevent's, which are written in Python: all runs on one thread, no
-call into paho ever waits, and they cost a third of the messages per second (docs/load.md).
+Importing this module gives paho locks of C in place of gevent's, which are written in Python: all runs on one thread,
+and no call into paho ever waits.
 """
 
 from __future__ import annotations
@@ -39,16 +39,6 @@ _READ, _WRITE = 1, 2
 _TURN = 200
 MQTT_5 = 5
 
-paho.threading = types.SimpleNamespace(  # type: ignore[attr-defined]
-    **{
-        **vars(threading),
-        "RLock": _thread.RLock,
-        "Lock": monkey.get_original("_thread", "allocate_lock"),
-        # Made for each message and hardly ever waited for.
-        "Condition": lambda: _NobodyWaits(),
-    }
-)
-
 
 class _NobodyWaits:
     """Stands in for the condition that paho makes for each message, so that a thread can wait for it; none does."""
@@ -67,6 +57,18 @@ class _NobodyWaits:
     def wait(self, _timeout: float | None = None) -> None:
         """Refuse to wait."""
         raise RuntimeError("nobody waits for a message in the load generator")
+
+
+_SINGLE_THREADED = types.SimpleNamespace(
+    **{
+        **vars(threading),
+        "RLock": _thread.RLock,
+        "Lock": monkey.get_original("_thread", "allocate_lock"),
+        # Made for each message and hardly ever waited for.
+        "Condition": _NobodyWaits,
+    }
+)
+vars(paho)["threading"] = _SINGLE_THREADED
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Login:
 class Owner(Protocol):
     """Whom a connection tells what happens."""
 
-    def received(self, topic: bytes, payload: bytes, qos: int) -> None:
+    def received(self, topic: bytes, payload: bytes | bytearray, qos: int) -> None:
         """Take a message."""
 
     def acknowledged(self, mid: int, refused: str) -> None:
@@ -111,13 +113,13 @@ class _Client(paho.Client):
     """paho, with our transport instead of its own."""
 
     login: Login
-    transport: Transport | None = None
+    wire: Transport | None = None
 
     def _create_socket(self) -> Any:
         # paho connects to the name that it checks the certificate against; gateways are often reached by address.
         login = self.login
-        self.transport = Transport(login.address, login.port, login.server_name, login.context, login.deadline_s)
-        return self.transport
+        self.wire = Transport(login.address, login.port, login.server_name, login.context, login.deadline_s)
+        return self.wire
 
 
 class Connection:
@@ -164,7 +166,7 @@ class Connection:
     @property
     def transport(self) -> Transport | None:
         """The connection under it; None before the first."""
-        return self._client.transport
+        return self._client.wire
 
     def connect(self) -> None:
         """Connect, and wait to be let in.
@@ -220,7 +222,7 @@ class Connection:
         For QoS 0 that is a connection that is down; for QoS 1 and 2 a full queue.
         """
         info = self._client.publish(topic, payload, qos)
-        transport = self._client.transport
+        transport = self._client.wire
         if transport is not None and transport.waiting:
             self.flush()
         if info.rc == paho.MQTT_ERR_SUCCESS or (qos and info.rc == paho.MQTT_ERR_NO_CONN):
@@ -256,13 +258,13 @@ class Connection:
         """Close without a word, as a device does that loses its power."""
         self._closing = True
         self._drop()
-        self._client._sock_close()  # type: ignore[no-untyped-call]
+        self._client._sock_close()
 
     # Driven by the loop
 
     def _watch(self) -> None:
         self._drop_watchers()
-        transport = self._client.transport
+        transport = self._client.wire
         assert transport is not None
         reader = get_hub().loop.io(transport.fileno(), _READ)
         self._watchers = [reader]
@@ -273,7 +275,7 @@ class Connection:
         self.flush()
 
     def _readable(self) -> None:
-        client, transport = self._client, self._client.transport
+        client, transport = self._client, self._client.wire
         if transport is None:
             return
         transport.dry = False
@@ -287,7 +289,7 @@ class Connection:
 
     def flush(self) -> None:
         """Send what waits; where the network takes no more, go on when it does."""
-        client, transport = self._client, self._client.transport
+        client, transport = self._client, self._client.wire
         if client.socket() is None or transport is None:
             return
         if client.want_write() and client.loop_write() != paho.MQTT_ERR_SUCCESS:
@@ -314,8 +316,8 @@ class Connection:
 
     def _drop(self) -> None:
         self._drop_watchers()
-        if self._client.transport is not None:
-            self._client.transport.close()
+        if self._client.wire is not None:
+            self._client.wire.close()
 
     # paho's callbacks
 

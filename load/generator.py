@@ -21,7 +21,7 @@ import gevent
 from gevent.event import Event
 
 from load import measure
-from load.client import MQTT_5, Connection, ConnectError, Login
+from load.client import MQTT_5, ConnectError, Connection, Login
 from load.plan import COMMANDS, JUDGED, SLOW, TRESPASS
 from load.tally import Tally
 from load.tls import client_context
@@ -63,6 +63,7 @@ class Device:
         self._trespassing: dict[int, None] = {}
         self._numbers: dict[int, int] = defaultdict(int)
         self._qos_of: dict[int, int] = {}
+        self._answers = {answer: stream for stream in player.streams for answer in stream.answers}
 
     def send(self, stream: Stream, due_ns: int) -> None:
         """Publish one message."""
@@ -70,7 +71,8 @@ class Device:
         number = self._numbers[stream.number] = self._numbers[stream.number] + 1
         tally, kind = stage.tally, stream.kind
         tally.scheduled[kind] += 1
-        payload = measure.stamp(stage.plan.run, stage.clock, stream.number, number, due_ns, stage.padding(stream))
+        head = measure.Stamp(stage.plan.run, stage.clock, stream.number, number, due_ns)
+        payload = measure.stamp(head, stage.padding(stream))
         mid = self.connection.publish(stream.topic, payload, stream.qos)
         if mid:
             tally.sent[kind] += 1
@@ -92,7 +94,7 @@ class Device:
 
     # What the connection tells
 
-    def received(self, _topic: bytes, payload: bytes, qos: int) -> None:
+    def received(self, topic: bytes, payload: bytes | bytearray, qos: int) -> None:
         """Take a message."""
         stage = self._stage
         head = measure.read_stamp(payload)
@@ -118,8 +120,10 @@ class Device:
             delivery.latency.add(taken)
             if whose in JUDGED:
                 stage.now.latency.add(taken)
-        if kind == COMMANDS:
-            stage.answer(self, head)
+        # Others may hear the command, and do not answer.
+        if kind == COMMANDS and (answer := self._answers.get(head.stream)) is not None:
+            # Due when the command was: the answer's latency is that of the round trip.
+            self.send(answer, head.due_ns)
 
     def acknowledged(self, mid: int, refused: str) -> None:
         """Take the answer to a publish."""
@@ -174,8 +178,6 @@ class Generator:
         self.begin_ns = 0
         self.end_ns = 0
         self.interrupted = False
-        by_number = {stream.number: stream for stream in plan.streams}
-        self._answer_of = {s.number: by_number[s.answer] for s in by_number.values() if s.answer}
         self._padding: dict[int, bytes] = {}
         self._contexts: dict[str, object] = {}
         self._over = Event()
@@ -219,12 +221,6 @@ class Generator:
         if made is None:
             made = self._padding[size] = bytes(size - measure.HEAD_BYTES)
         return made
-
-    def answer(self, device: Device, head: measure.Stamp) -> None:
-        """Answer a command; the answer is due when the command was, so its latency is that of the round trip."""
-        stream = self._answer_of.get(head.stream)
-        if stream is not None:
-            device.send(stream, head.due_ns)
 
     @property
     def connected(self) -> int:

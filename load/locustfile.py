@@ -13,6 +13,7 @@ for each message would cost more than the message.
 from __future__ import annotations
 
 import json
+import logging
 import resource
 import sys
 import time
@@ -66,14 +67,14 @@ class PlantDevice(User):
             gevent.sleep(3600)
 
 
-@events.init_command_line_parser.add_listener
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator] # Locust leaves it open
 def _options(parser: LocustArgumentParser, **_: Any) -> None:
     # Not for the web interface: they are decided before it is there.
     for name, meaning in (("plan", "who plays what; `bednet load` writes it"), ("result", "where the tally goes")):
         parser.add_argument(f"--{name}", metavar="FILE", help=meaning, include_in_web_ui=False)
 
 
-@events.init.add_listener
+@events.init.add_listener  # type: ignore[untyped-decorator]
 def _init(environment: Environment, **_: Any) -> None:
     options: Any = environment.parsed_options
     if not options.plan or not options.result:
@@ -87,16 +88,19 @@ def _init(environment: Environment, **_: Any) -> None:
     except (PlanError, ConnectError) as exc:
         sys.exit(f"bednet: {exc}")
     Stage.result = Path(options.result)
+    if options.headless:
+        # Its table at the end says less than our report.
+        logging.getLogger("locust.stats_logger").disabled = True
     options.num_users = len(plan.players)
     options.spawn_rate = SPAWN_PER_S
 
 
-@events.test_start.add_listener
+@events.test_start.add_listener  # type: ignore[untyped-decorator]
 def _start(environment: Environment, **_: Any) -> None:
     gevent.spawn(_run, environment)
 
 
-@events.quitting.add_listener
+@events.quitting.add_listener  # type: ignore[untyped-decorator]
 def _quitting(**_: Any) -> None:
     """Tell what there is when Locust is stopped in the middle."""
     generator = Stage.generator
@@ -179,8 +183,9 @@ def _charts(environment: Environment, generator: Generator) -> None:
 def _log(environment: Environment, name: str, method: str, histogram: Histogram, told: dict[str, int]) -> None:
     """Log what a histogram has counted since the last time, a bucket at a time."""
     now = time.time()
-    for milliseconds, count in histogram.steps_ms():
-        key = f"{method} {name} {milliseconds}"
+    for exact, count in histogram.steps_ms():
+        key = f"{method} {name} {exact}"
+        milliseconds = round(exact)
         new = count - told.get(key, 0)
         told[key] = count
         if not new:

@@ -52,9 +52,9 @@ def clock_id() -> int:
     return zlib.crc32(Path("/proc/sys/kernel/random/boot_id").read_bytes())
 
 
-def stamp(run: int, clock: int, stream: int, number: int, due_ns: int, padding: bytes = b"") -> bytes:
+def stamp(head: Stamp, padding: bytes = b"") -> bytes:
     """Return a payload: the head, and what brings it to its size."""
-    return _HEAD.pack(_MAGIC, run, clock, stream, number, due_ns) + padding
+    return _HEAD.pack(_MAGIC, *head) + padding
 
 
 def read_stamp(payload: bytes | bytearray) -> Stamp | None:
@@ -84,8 +84,7 @@ class Histogram:
     def add(self, nanoseconds: int) -> None:
         """Count a duration; a negative one counts as none."""
         us = nanoseconds // 1000
-        if us < 0:
-            us = 0
+        us = max(us, 0)
         self.count += 1
         self.total_us += us
         self.max_us = max(self.max_us, us)

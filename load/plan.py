@@ -2,8 +2,8 @@
 """Who connects, says and hears what in a load run.
 
 - :func:`make_plan`: from a site's devices and policy, and a profile.
-- :class:`Plan`, :class:`Player`, :class:`Stream`: what was decided; :func:`read_plan` and :meth:`Plan.write` carry it to
-  the generator.
+- :class:`Plan`, :class:`Player`, :class:`Stream`: what was decided; :func:`read_plan` and :meth:`Plan.write` carry it
+  to the generator.
 - :func:`choose`: which of a site's devices to multiply to come to a number.
 
 Nothing here knows a role or topic by name: who tells, who listens and who commands follows from what the policy grants.
@@ -16,7 +16,6 @@ import math
 import secrets
 from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bednet import topics
@@ -27,6 +26,7 @@ from load.measure import HEAD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from load.profiles import Profile
 
@@ -34,7 +34,6 @@ VERSION = 1
 PACE = "publish_every_s"
 #: What stands for the `#` of a rule when a device answers a command, and when it is sent one.
 ANSWER, COMMAND = "answer", "load"
-#: How many slow readers leave one that reads steadily.
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 TELEMETRY, COMMANDS, ANSWERS, FLOOD, TRESPASS, SLOW = "telemetry", "commands", "answers", "flood", "trespass", "slow"
@@ -66,7 +65,7 @@ class Stream:
     :ivar kind: telemetry, commands, answers, flood or trespass.
     :ivar every_s: the time between two messages; 0 for answers, which come when asked.
     :ivar offset_s: when the first is due, after the start.
-    :ivar answer: for commands, the number of the stream in which the answer comes.
+    :ivar answers: for answers, the numbers of the streams of commands that they answer.
     :ivar audience: who hears it: [whose, qos, how many], where whose is its kind, or slow.
     """
 
@@ -77,7 +76,7 @@ class Stream:
     payload_bytes: int
     every_s: float
     offset_s: float
-    answer: int = 0
+    answers: tuple[int, ...] = ()
     audience: tuple[tuple[str, int, int], ...] = ()
 
 
@@ -160,7 +159,13 @@ def read_plan(path: Path) -> Plan:
                     **entry,
                     "subscribe": tuple((name, qos) for name, qos in entry["subscribe"]),
                     "streams": tuple(
-                        Stream(**{**stream, "audience": tuple((a, b, c) for a, b, c in stream["audience"])})
+                        Stream(
+                            **{
+                                **stream,
+                                "answers": tuple(stream["answers"]),
+                                "audience": tuple((a, b, c) for a, b, c in stream["audience"]),
+                            }
+                        )
                         for stream in entry["streams"]
                     ),
                 }
@@ -377,18 +382,19 @@ class _Draft:
                     by_target[target.id] += [
                         (commander.id, topic) for topic in commands(self.site, commander.id, target)
                     ]
-        for number, (target, ways) in enumerate(by_target.items()):
-            for commander_id, topic in ways[number % len(ways) :] + ways[: number % len(ways)] if ways else ():
-                heard = self.heard[commander_id]
+        for number, (name, ways) in enumerate(by_target.items()):
+            turn = number % len(ways) if ways else 0
+            for by, topic in [*ways[turn:], *ways[:turn]]:
+                heard = self.heard[by]
                 answers = [
-                    answer
-                    for answer in own_topics(self.site, self.site.devices[target], ANSWER)
-                    if any(topics.matches(name, answer) for name in heard)
+                    spoken
+                    for spoken in own_topics(self.site, self.site.devices[name], ANSWER)
+                    if any(topics.matches(name, spoken) for name in heard)
                 ]
                 if answers:
-                    answer = self._add(target, ANSWERS, answers[0], 0.0)
-                    command = self._add(commander_id, COMMANDS, topic, self.profile.command_every_s)
-                    self.streams[commander_id][-1] = replace(command, answer=answer.number)
+                    command = self._add(by, COMMANDS, topic, self.profile.command_every_s)
+                    answer = self._add(name, ANSWERS, answers[0], 0.0)
+                    self.streams[name][-1] = replace(answer, answers=(command.number,))
                     break
         if not any(stream.kind == COMMANDS for streams in self.streams.values() for stream in streams):
             raise PlanError(
@@ -409,11 +415,11 @@ class _Draft:
 
     def trespass(self) -> None:
         """Let one device publish to the topic of another."""
-        for device in self.devices:
+        for trespasser in self.devices:
             for other in self.devices:
                 for topic in telemetry_topics(self.site, other):
-                    if not decide(self.site, device.id, Access.PUBLISH, topic).allowed:
-                        self._add(device.id, TRESPASS, topic, self.profile.trespass_every_s, qos=1)
+                    if not decide(self.site, trespasser.id, Access.PUBLISH, topic).allowed:
+                        self._add(trespasser.id, TRESPASS, topic, self.profile.trespass_every_s, qos=1)
                         return
         raise PlanError("Every device may publish to every topic, so none can be refused. Cure: look at policy.yml.")
 

@@ -67,6 +67,17 @@ class Report:
         """Whether the run did not come to its end."""
         return self.interrupted or not self.complete
 
+    @property
+    def sent_per_s(self) -> float:
+        """How many messages were sent in a second, answers among them."""
+        return sum(self.tally.sent.values()) / self.tally.busy_s if self.tally.busy_s else 0.0
+
+    @property
+    def received_per_s(self) -> float:
+        """How many were delivered in a second."""
+        unique = sum(delivery.unique for delivery in self.tally.deliveries.values())
+        return unique / self.tally.busy_s if self.tally.busy_s else 0.0
+
 
 def generator_machine() -> dict[str, str]:
     """Return what the generator runs on, and with."""
@@ -163,7 +174,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "gateway": asdict(report.plan.gateway),
         "devices": len(report.plan.players),
         "offered_per_s": report.plan.offered_per_s,
-        "deliveries_per_s": report.plan.delivered_per_s,
+        "sent_per_s": report.sent_per_s,
+        "received_per_s": report.received_per_s,
         "duration_s": report.plan.duration_s,
         "figures": found,
         "thresholds": [
@@ -190,29 +202,51 @@ def write(report: Report, folder: Path) -> tuple[Path, Path]:
 
     :raises ReportError: when that fails; a full disk leaves no half report.
     """
-    files = {"report.json": json.dumps(as_json(report), indent=1), "report.html": as_html(report)}
+    written = write_text(folder / "report.json", json.dumps(as_json(report), indent=1))
+    return write_text(folder / "report.html", as_html(report)), written
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file in one step: a full disk leaves no half of it.
+
+    :raises ReportError: when that fails.
+    """
+    draft = path.with_name(f".{path.name}.tmp")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            draft = folder / f".{name}.tmp"
-            try:
-                draft.write_text(text, encoding="utf-8")
-                draft.replace(folder / name)
-            finally:
-                draft.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
     except OSError as exc:
         raise ReportError(
-            f"The report cannot be written to {folder}: {exc.strerror}. Cure: make room there, or name another folder "
-            "with --report. What was found is above."
+            f"The report cannot be written to {path.parent}: {exc.strerror}. Cure: make room there, or name another "
+            "folder with --report. What was found is above."
         ) from exc
-    return folder / "report.html", folder / "report.json"
+    return path
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse, before a run, a folder that no report can be written to.
+
+    :raises ReportError: when it cannot.
+    """
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(bytes(4096))
+        probe.unlink()
+    except OSError as exc:
+        raise ReportError(
+            f"No report can be written to {folder}: {exc.strerror}. Cure: name another folder with --report."
+        ) from exc
 
 
 def headline(report: Report) -> str:
     """Return the verdict in one sentence."""
     plan, verdict = report.plan, report.judgement.verdict
-    devices = sum(1 for _ in plan.players)
-    what = f"{devices} devices, {plan.offered_per_s:.0f} messages/s in, {plan.delivered_per_s:.0f}/s out"
+    what = f"{len(plan.players)} devices, {report.sent_per_s:.0f} messages/s in, {report.received_per_s:.0f}/s out"
     if verdict is Verdict.PASSED:
         return f"PASSED: {plan.gateway.name} carries {what}."
     if verdict is Verdict.FAILED:
@@ -255,15 +289,17 @@ _STYLE = """
   --unsure:#9a6700; --a:#0969da; --b:#bc4c00; --c:#8250df; --d:#1a7f37 }
 @media (prefers-color-scheme: dark) { :root { --fg:#e6edf3; --dim:#9198a1; --bg:#0d1117; --line:#3d444d; --ok:#3fb950;
   --bad:#f85149; --unsure:#d29922; --a:#4493f8; --b:#db6d28; --c:#ab7df8; --d:#3fb950 } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg); max-width: 62rem; margin: 2rem auto;
-  padding: 0 1rem }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg); max-width: 62rem;
+  margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-table { border-collapse: collapse; margin: .5rem 0 } th, td { padding: .2rem .8rem .2rem 0; text-align: left;
-  border-bottom: 1px solid var(--line); vertical-align: top } td.n { text-align: right; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse; margin: .5rem 0 }
+th, td { padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top }
+td.n { text-align: right; font-variant-numeric: tabular-nums }
 .verdict { font-size: 1.15rem; font-weight: 600; border-left: .4rem solid; padding: .4rem .8rem }
 .passed, .met { color: var(--ok) } .failed, .broken { color: var(--bad) } .inconclusive, .not { color: var(--unsure) }
 .partial { border: 2px solid var(--bad); padding: .4rem .8rem; font-weight: 600 }
-.dim { color: var(--dim) } svg { max-width: 100%; height: auto } figure { margin: 1rem 0 } figcaption { color: var(--dim) }
+.dim { color: var(--dim) } svg { max-width: 100%; height: auto } figure { margin: 1rem 0 }
+figcaption { color: var(--dim) }
 """
 
 
@@ -290,9 +326,9 @@ def as_html(report: Report) -> str:
     parts += ["<h2>What was not measured</h2>", _list([*not_measured(report), *report.notes])]
     parts.append(
         f'<p class="dim">Begun {_(report.started.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"))}; site '
-        f"{_(plan.site)}. {_(report.identities)} Latencies count from the moment a message was due, so that what had to "
-        "wait is not hidden; the warm-up of "
-        f"{plan.warmup_s:g} s is left out of them, and of nothing else. docs/load.md tells how to read this page.</p></html>"
+        f"{_(plan.site)}. {_(report.identities)} Latencies count from the moment a message was due, so that what had "
+        f"to wait is not hidden; the warm-up of {plan.warmup_s:g} s is left out of them, and of nothing else. "
+        "docs/load.md tells how to read this page.</p></html>"
     )
     return "\n".join(parts)
 

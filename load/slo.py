@@ -5,8 +5,8 @@
 - :func:`figures`: what the thresholds speak of, out of what was counted and observed.
 - :func:`judge`: the verdict: passed, failed or inconclusive, and why.
 
-A run passes only when everything was measured that a threshold asks for, nothing broke, the run came to its end, and the
-generator was fast enough to know.
+A run passes only when everything was measured that a threshold asks for, nothing broke, the run came to its end, and
+the generator was fast enough to know.
 """
 
 from __future__ import annotations
@@ -142,9 +142,7 @@ def read_slo(path: Path, profile: str, profiles: Sequence[str]) -> tuple[Thresho
         )
     for name in special:
         for figure, entry in _mapping(path, special[name], f"profiles: {name}").items():
-            if entry is not None:
-                _threshold(path, figure, entry)
-            elif figure not in FIGURES:
+            if entry is not None or figure not in FIGURES:
                 _threshold(path, figure, entry)
     chosen = {**common, **_mapping(path, special.get(profile) or {}, f"profiles: {profile}")}
     thresholds = tuple(_threshold(path, figure, entry) for figure, entry in chosen.items() if entry is not None)
@@ -164,7 +162,8 @@ def _threshold(path: Path, figure: object, entry: object) -> Threshold:
         raise SLOError(f"{path}: there is no figure `{figure}`. Cure: use one of {', '.join(FIGURES)}.")
     if not isinstance(entry, dict) or len(entry) != 1 or not set(entry) <= {"at_least", "at_most"}:
         raise SLOError(
-            f"{path}: `{figure}` is {entry!r}. Cure: write {{at_most: NUMBER}} or {{at_least: NUMBER}}, or null to drop it."
+            f"{path}: `{figure}` is {entry!r}. Cure: write {{at_most: NUMBER}} or {{at_least: NUMBER}}, or null to "
+            "drop it."
         )
     ((kind, value),) = entry.items()
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value < 0:  # noqa: PLR0124

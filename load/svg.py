@@ -52,15 +52,13 @@ def chart(title: str, lines: Sequence[Line], *, logarithmic: bool = False) -> st
         return _LEFT + across * value / right
 
     def place_y(value: float) -> float:
-        if logarithmic:
-            share = (math.log10(max(value, 10.0**low)) - low) / (high - low)
-        else:
-            share = value / ticks[-1]
+        share = (math.log10(max(value, 10.0**low)) - low) / (high - low) if logarithmic else value / ticks[-1]
         return _TOP + down * (1 - share)
 
+    shown = html.escape(title)
     parts = [
-        f'<figure><figcaption>{html.escape(title)}</figcaption><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="{html.escape(title)}" font-size="12" fill="var(--dim)">'
+        f"<figure><figcaption>{shown}</figcaption>",
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{shown}" font-size="12" fill="var(--dim)">',
     ]
     for tick in ticks:
         y = place_y(tick)

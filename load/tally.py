@@ -45,9 +45,11 @@ class Delivery:
 class Second:
     """One second of the run.
 
-    :ivar sent: messages handed to the network. :ivar received: deliveries. :ivar connected: devices that are connected
-        at its end.
-    :ivar latency: of the deliveries that a verdict looks at. :ivar lag: by how much the generator itself was late.
+    :ivar sent: messages handed to the network.
+    :ivar received: deliveries.
+    :ivar connected: devices that are connected at its end.
+    :ivar latency: of the deliveries that a verdict looks at.
+    :ivar lag: by how much the generator itself was late.
     :ivar cpu_s: CPU time of the generator.
     """
 
@@ -63,13 +65,18 @@ class Second:
 class Tally:
     """Everything that was counted.
 
-    :ivar scheduled: messages that were due, by kind. :ivar sent: of those, what was handed to the network or is kept
-        for it. :ivar unsent: what was not: the connection was down (QoS 0), the queue full, or the generator too slow.
-    :ivar acknowledged: publishes of QoS 1 and 2 that the gateway acknowledged. :ivar refused: by reason, what it refused.
+    :ivar scheduled: messages that were due, by kind.
+    :ivar sent: of those, what was handed to the network or is kept for it.
+    :ivar unsent: what was not: the connection was down (QoS 0), the queue full, or the generator too slow.
+    :ivar acknowledged: publishes of QoS 1 and 2 that the gateway acknowledged.
+    :ivar refused: what it refused though the policy grants it, by reason.
     :ivar refused_wanted: publishes to forbidden topics that were refused, as they must be.
     :ivar breaches: publishes to forbidden topics that were acknowledged as good, and deliveries of such.
-    :ivar connects: connections made. :ivar connect_failures: by reason. :ivar reconnects: connections made again.
-    :ivar connect: time from the moment a connection was due to CONNACK; `reconnect` likewise, after a cut.
+    :ivar connects: first connections made.
+    :ivar reconnects: connections made again.
+    :ivar connect_failures: attempts that failed, by reason.
+    :ivar never_connected: devices that never succeeded.
+    :ivar connect: time from the moment a connection was due to CONNACK and SUBACK; `reconnect` likewise, after a cut.
     :ivar lost_connections: by reason, connections that broke and were not cut on purpose.
     :ivar foreign: messages that were not of this run.
     :ivar deliveries: by kind and QoS, such as ("telemetry", 1).

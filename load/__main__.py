@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command behind `bednet load` and `make load`.
+
+- :func:`main`: `python -m load SITE --profile P` loads a deployed site.
+
+Exit codes: 0 the gateway keeps to the thresholds, 1 it does not or something went wrong, 2 the command line is wrong,
+3 nothing can be said (the generator was the limit, the run was interrupted, something was not measured).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bednet.errors import BednetError, SiteError
+from bednet.site import load_site
+from load import report as reports
+from load.describe import Described, describe
+from load.identities import CHECKOUT, STATE, Identities, leftovers, read_pending, take_back
+from load.observe import Observer
+from load.plan import Gateway, Plan, PlanError, choose, make_plan
+from load.profiles import PROFILES, Profile
+from load.run import run
+from load.search import search
+from load.slo import Threshold, Verdict, read_slo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from bednet.site import Site
+
+EXIT = {Verdict.PASSED: 0, Verdict.FAILED: 1, Verdict.INCONCLUSIVE: 3}
+
+
+def parser(prog: str = "python -m load") -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    made = argparse.ArgumentParser(
+        prog=prog,
+        description="Load a deployed gateway as a plant would, and say whether it keeps to the thresholds.",
+        epilog="Profiles: "
+        + " ".join(f"{name}: {profile.habit}" for name, profile in PROFILES.items())
+        + " Exit codes: 0 passed, 1 failed, 2 the command line is wrong, 3 nothing can be said.",
+    )
+    made.add_argument("site", type=Path, metavar="SITE", help="the site's folder, such as inventories/example-plant")
+    made.add_argument("--profile", choices=tuple(PROFILES), default="steady", help="the habit (default: steady)")
+    made.add_argument("--gateway", metavar="NAME", help="which gateway (default: the first)")
+    made.add_argument("--devices", type=_whole, metavar="N", help="how many devices (default: the profile's)")
+    made.add_argument("--every", type=_positive, metavar="S", help="seconds between two messages to a topic")
+    made.add_argument("--qos", type=int, choices=(0, 1, 2), help="of telemetry, commands and answers")
+    made.add_argument("--payload", type=_whole, metavar="BYTES", help="the size of a message (at least 32)")
+    made.add_argument("--duration", type=_positive, metavar="S", help="how long it is measured, in seconds")
+    made.add_argument("--slo", type=Path, default=CHECKOUT / "load/slo.yml", metavar="FILE", help="the thresholds")
+    made.add_argument("--report", type=Path, metavar="FOLDER", help="where the report goes (default: .bednet/load/...)")
+    made.add_argument(
+        "--bundles",
+        type=Path,
+        metavar="FOLDER",
+        help="play the site's own devices, whose bundles lie there, in their own topics, and make no test identities",
+    )
+    made.add_argument("--web", type=_whole, nargs="?", const=8089, metavar="PORT", help="show Locust's web interface")
+    made.add_argument(
+        "--search",
+        action="store_true",
+        help="raise the load, from the profile's, until a threshold breaks, and say what the gateway holds",
+    )
+    return made
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def adjusted(profile: Profile, arguments: argparse.Namespace) -> Profile:
+    """Return a profile with what the command line wants otherwise."""
+    wanted: dict[str, Any] = {
+        "devices": arguments.devices,
+        "every_s": arguments.every,
+        "qos": arguments.qos,
+        "payload_bytes": arguments.payload,
+        "duration_s": arguments.duration,
+    }
+    return replace(profile, **{name: value for name, value in wanted.items() if value is not None})
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m load") -> int:
+    """Run the command; returns the exit code."""
+    parsed = parser(prog).parse_args(arguments)
+    if parsed.search and parsed.web is not None:
+        parser(prog).error("--search makes many runs; --web shows one. Choose one of them.")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _load(parsed)
+    except SiteError as error:
+        sys.stderr.write(f"{error}\n")
+    except BednetError as error:
+        sys.stderr.write(f"bednet: {error}\n")
+    except KeyboardInterrupt:
+        sys.stderr.write("bednet: interrupted before the load began; there is no report.\n")
+        return EXIT[Verdict.INCONCLUSIVE]
+    return 1
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _load(parsed: argparse.Namespace) -> int:
+    profile = adjusted(PROFILES[parsed.profile], parsed)
+    # Everything that can be wrong without touching the site.
+    thresholds = read_slo(parsed.slo, parsed.profile, tuple(PROFILES))
+    site = load_site(parsed.site)
+    folder = parsed.report or STATE / "reports" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{parsed.profile}"
+    reports.check_writable(folder)
+    for pending in leftovers():
+        _say(f"Taking back the test identities that a run left behind ({pending.stem})")
+        take_back(read_pending(pending))
+        pending.unlink(missing_ok=True)
+    _say(f"Asking {parsed.site} about its gateways")
+    described = describe(parsed.site)
+    gateway = described.gateway(parsed.gateway)
+    with ExitStack() as stack:
+        if parsed.bundles:
+            bundles = {
+                device.id: parsed.bundles / device.id
+                for device in site.devices.values()
+                if device.revoked is None and _complete(parsed.bundles / device.id, device.authentication)
+            }
+            bundles = dict(list(bundles.items())[: parsed.devices or len(bundles)])
+            if not bundles:
+                raise PlanError(
+                    f"There is no bundle with a key or password in {parsed.bundles}. Cure: see docs/load.md."
+                )
+            identities = "The site's own devices were played, in their own topics."
+            played = site
+        else:
+            templates = choose(site, profile.devices)
+            _say(f"Making {len(templates)} test identities, good for a day; they are taken back after the run")
+            made = stack.enter_context(Identities(parsed.site, templates, described))
+            bundles, played = made.bundles, load_site(made.site)
+            identities = f"{len(bundles)} test identities were made for the run and taken back after it."
+        job = _Job(parsed, profile, thresholds, played, gateway, bundles, described, identities, folder)
+        return job.search() if parsed.search else job.once()
+
+
+def _complete(bundle: Path, authentication: Sequence[str]) -> bool:
+    needed = ("certificate.pem", "key.pem") if "certificate" in authentication else ("password",)
+    return all((bundle / name).exists() for name in (*needed, "ca.pem"))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A run, or several in search of the limit, with all that they have in common."""
+
+    parsed: argparse.Namespace
+    profile: Profile
+    thresholds: Sequence[Threshold]
+    site: Site
+    gateway: Gateway
+    bundles: Mapping[str, Path]
+    described: Described
+    identities: str
+    folder: Path
+
+    def _plan(self, profile: Profile) -> Plan:
+        return make_plan(self.site, self.gateway, self.parsed.profile, profile, self.bundles)
+
+    def _run(self, profile: Profile) -> reports.Report:
+        plan = self._plan(profile)
+        _say(
+            f"Profile {plan.profile}: {len(plan.players)} devices on {plan.gateway.name}, {plan.offered_per_s:.0f} "
+            f"messages/s in, {plan.delivered_per_s:.0f}/s out, for {plan.warmup_s + plan.duration_s:.0f} s"
+        )
+        observer = Observer(self.described.shells[self.gateway.name])
+        return run(
+            plan,
+            self.thresholds,
+            observer,
+            identities=self.identities,
+            web_port=self.parsed.web,
+        )
+
+    def once(self) -> int:
+        report = self._run(self.profile)
+        sys.stdout.write(reports.summary(report) + "\n")
+        page, data = reports.write(report, self.folder)
+        sys.stdout.write(f"Report: {page}\n        {data}\n")
+        return EXIT[report.judgement.verdict]
+
+    def search(self) -> int:
+        found = search(self.profile, self._run, say=_say)
+        sys.stdout.write(found.summary() + "\n")
+        for page in found.write(self.folder):
+            sys.stdout.write(f"Report: {page}\n")
+        return EXIT[found.verdict]
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"==> {text}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

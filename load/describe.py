@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A site's gateways, as its inventory describes them.
+
+- :func:`describe`: asks Ansible, since variables may stand anywhere.
+- :class:`Described`: the gateways, and how their shells are reached.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from load.identities import CHECKOUT, IdentitiesError, play
+from load.plan import Gateway, PlanError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class Described:
+    """A site's gateways.
+
+    :ivar access_control: plugin or acl_file.
+    :ivar shells: by gateway, a command that runs a script given on its standard input, as root.
+    """
+
+    gateways: tuple[Gateway, ...]
+    access_control: str
+    shells: Mapping[str, tuple[str, ...]]
+
+    def gateway(self, name: str | None) -> Gateway:
+        """Return a gateway by its name, or the first.
+
+        :raises PlanError: when there is none of that name.
+        """
+        for gateway in self.gateways:
+            if name in (None, gateway.name):
+                return gateway
+        known = ", ".join(gateway.name for gateway in self.gateways)
+        raise PlanError(f"There is no gateway `{name}` in this site. Cure: choose one of {known}.")
+
+
+def describe(site: Path) -> Described:
+    """Ask Ansible about a site's gateways.
+
+    :raises IdentitiesError: when it cannot tell.
+    """
+    with tempfile.TemporaryDirectory(prefix="bednet-load-") as folder:
+        target = Path(folder) / "described.json"
+        play(site, CHECKOUT / "load/playbooks/describe.yml", "-e", f"load_described={target}", deadline_s=120)
+        try:
+            told: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as exc:
+            raise IdentitiesError(
+                f"Ansible told nothing about {site}. Cure: see `ansible-inventory -i {site} --list`."
+            ) from exc
+    gateways = tuple(
+        Gateway(entry["name"], entry["address"], entry["server_name"], entry["mtls_port"], entry["password_port"])
+        for entry in told["gateways"]
+    )
+    return Described(gateways, told["access_control"], {name: shell(host) for name, host in told["hosts"].items()})
+
+
+def shell(host: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the command that runs a script on a host as root, the way Ansible reaches it."""
+    script = ("sudo", "-n", "sh", "-s", "--")
+    if host["connection"] == "local":
+        return script
+    words = ["ssh", "-o", "BatchMode=yes", "-p", str(host["port"]), *shlex.split(host["arguments"])]
+    if host["key"]:
+        words += ["-i", host["key"]]
+    target = f"{host['user']}@{host['address']}" if host["user"] else host["address"]
+    return (*words, target, *script)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Capacity search: how much a gateway holds before a threshold breaks.
+
+- :func:`search`: doubles the pace until a run does not pass, then narrows it down. :class:`Found`: what came out.
+
+The number of devices stays, and with it the identities; the time between their messages is what changes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from load import report as reports
+from load.slo import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from load.profiles import Profile
+    from load.report import Report
+
+#: The search ends when the highest load that held and the lowest that did not are this near.
+NEAR = 1.2
+MOST_RUNS = 14
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    :ivar steps: the runs in their order, each with the factor by which the profile's pace was raised.
+    :ivar held: the run with the highest load that passed; None where none did.
+    :ivar broke: the one with the lowest load that did not; None where none broke.
+    """
+
+    steps: tuple[tuple[float, Report], ...]
+    held: Report | None
+    broke: Report | None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the limit was found, and is the gateway's."""
+        if self.held is None:
+            return self.broke.judgement.verdict if self.broke else Verdict.INCONCLUSIVE
+        if self.broke is None or self.broke.judgement.verdict is not Verdict.FAILED:
+            return Verdict.INCONCLUSIVE
+        return Verdict.PASSED
+
+    def sentence(self) -> str:
+        """Say what the gateway holds."""
+        if self.held is None:
+            return "Not even the profile's own load passed; search from a smaller one (--devices, --every)."
+        plan = self.held.plan
+        holds = (
+            f"{plan.gateway.name} holds {len(plan.players)} devices at {self.held.sent_per_s:.0f} messages/s in and "
+            f"{self.held.received_per_s:.0f}/s out"
+        )
+        if self.broke is None:
+            return f"At least: {holds}. Its limit was not found in {len(self.steps)} runs."
+        if self.broke.judgement.verdict is Verdict.FAILED:
+            first = reports.broke_first(self.broke) or self.broke.judgement.reasons[0].rstrip(".")
+            return f"{holds}. At {self.broke.plan.offered_per_s:.0f}/s in, first: {first}."
+        if self.broke.judgement.generator_limited:
+            return (
+                f"At least: {holds}. At {self.broke.plan.offered_per_s:.0f}/s in the GENERATOR was the limit, and not "
+                "the gateway: this is no limit of the gateway's."
+            )
+        return f"At least: {holds}. The run at {self.broke.plan.offered_per_s:.0f}/s in said nothing."
+
+    def summary(self) -> str:
+        """Return the search as a few lines for the terminal."""
+        lines = ["  factor   in/s   out/s   p99 ms   broker %   verdict"]
+        for factor, report in self.steps:
+            found = reports.as_json(report)["figures"]
+            shown = [found["latency_p99_ms"], found["broker_cpu_percent"]]
+            late, cpu = ("-" if value is None else f"{value:.1f}" for value in shown)
+            verdict = report.judgement.verdict.value
+            rates = f"{report.sent_per_s:6.0f} {report.received_per_s:7.0f}"
+            lines.append(f"  {factor:6.2f} {rates} {late:>8} {cpu:>10}   {verdict}")
+        return "\n".join([*lines, self.sentence()])
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write the reports on the last run that held and the first that did not, and search.json; return the files."""
+        written = []
+        for name, report in (("held", self.held), ("broke", self.broke)):
+            if report is not None:
+                written.append(reports.write(report, folder / name)[0])
+        steps = [{"factor": factor, **reports.as_json(report)} for factor, report in self.steps]
+        for step in steps:
+            del step["tally"]
+        document = {"version": 1, "verdict": self.verdict, "sentence": self.sentence(), "steps": steps}
+        return [*written, reports.write_text(folder / "search.json", json.dumps(document, indent=1))]
+
+
+def search(profile: Profile, attempt: Callable[[Profile], Report], *, say: Callable[[str], None]) -> Found:
+    """Raise the pace until a run does not pass, then narrow the limit down.
+
+    :param attempt: runs a profile.
+    :param say: told how it goes.
+    """
+    steps: list[tuple[float, Report]] = []
+    held: tuple[float, Report] | None = None
+    broke: tuple[float, Report] | None = None
+    factor = 1.0
+    while len(steps) < MOST_RUNS:
+        report = attempt(_faster(profile, factor))
+        steps.append((factor, report))
+        say(f"{factor:.2f} times the load: {report.judgement.verdict.value}")
+        if report.judgement.verdict is Verdict.PASSED:
+            held = (factor, report)
+        else:
+            broke = (factor, report)
+        if report.interrupted or held is None:
+            break
+        if broke is None:
+            factor *= 2
+        elif broke[0] / held[0] <= NEAR:
+            break
+        else:
+            factor = (broke[0] * held[0]) ** 0.5
+    return Found(tuple(steps), held[1] if held else None, broke[1] if broke else None)
+
+
+def _faster(profile: Profile, factor: float) -> Profile:
+    return replace(
+        profile,
+        every_s=profile.every_s / factor,
+        command_every_s=profile.command_every_s / factor,
+        flood_per_s=profile.flood_per_s * factor,
+    )
+
+
+__all__ = ["Found", "search"]
