@@ -149,6 +149,8 @@ def intersection(one: str, other: str) -> str | None:
             both.append(left[number])
         else:
             return None
+    if both == [""]:
+        return None  # what '/#' and '+' both match has one level, an empty one, and no topic name is empty
     return "#" if both == ["+", "#"] else "/".join(both)
 
 
