@@ -186,6 +186,12 @@ static bool open_at(const struct window *window, int64_t local)
 }
 
 
+static bool is_always_open(const struct window *window)
+{
+	return window->days == 0x7F && (window->from == window->to || (window->from == 0 && window->to == DAY));
+}
+
+
 /* Whether a rule holds at the moment. *sound becomes false when that cannot be told for want of a time zone. */
 static bool holds(const struct grant *grant, const struct moment *moment, zone_lookup zones, void *context, bool *sound)
 {
@@ -205,9 +211,13 @@ static bool holds(const struct grant *grant, const struct moment *moment, zone_l
 	if(grant->window_count){
 		bool inside = !moment->has_time && unknown;
 
-		for(i = 0; i < grant->window_count && !inside && moment->has_time; i++){
+		for(i = 0; i < grant->window_count && !inside; i++){
 			int32_t offset;
 
+			if(!moment->has_time){
+				inside = is_always_open(&grant->windows[i]);
+				continue;
+			}
 			if(!zones(context, grant->windows[i].zone, moment->now, &offset)){
 				*sound = false;
 				return false;

@@ -214,6 +214,5 @@ size_t topics__intersection(const char *one, size_t one_len, const char *other, 
 		out[0] = '#';
 		return 1;
 	}
-	/* An empty level and nothing else ("" is no filter) cannot come out: both would have to be empty. */
-	return used - 1;
+	return used - 1; /* 0 for '/#' and '+', which both match one empty level: no topic name is empty */
 }
