@@ -60,6 +60,10 @@ deb: venv ## Build the broker's plugin as a Debian package: SUITE=trixie or book
 test-unit: venv ## Run the tests that need no lab.
 	@$(BIN)/python -m pytest -m "not lab"
 
+.PHONY: load
+load: venv ## Load one gateway of a lab of its own, and say whether it keeps up: make load ARGS="--profile mixed".
+	@$(BIN)/python -m load.lab $(ARGS)
+
 .PHONY: lint
 lint: venv ## Check style, types and Ansible content at the strictest settings.
 	$(BIN)/ruff check

@@ -74,6 +74,14 @@ class Pending:
     count: int
 
 
+class _Plain(yaml.SafeDumper):
+    """Writes every value out where it is used: a site's files may not refer to others."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        """Say that none is wanted."""
+        return True
+
+
 def make_site(
     source: Path, target: Path, run: str, templates: Sequence[str], *, now: datetime, until: bool
 ) -> list[str]:
@@ -115,7 +123,7 @@ def make_site(
         ]
     devices["devices"] += added
     for name, data in (("devices", devices), ("policy", policy)):
-        text = yaml.safe_dump(data, sort_keys=False, width=1000, allow_unicode=True)
+        text = yaml.dump(data, Dumper=_Plain, sort_keys=False, width=1000, allow_unicode=True)
         (target / f"{name}.yml").write_text(text, encoding="utf-8")
     return [entry["id"] for entry in added]
 
@@ -176,7 +184,8 @@ def play(site: Path, playbook: Path, *arguments: str, deadline_s: float = PLAY_D
         tail = "\n".join(f"    | {line}" for line in said[-25:])
         raise IdentitiesError(
             f"{playbook.name} failed on {site}:\n{tail}\n"
-            f"Cure: run `ansible-playbook -i {site} playbooks/{playbook.name}` by hand; what it needs (the vault's password, say), a load test needs too."
+            f"Cure: run `ansible-playbook -i {site} playbooks/{playbook.name}` by hand; "
+            "what it needs (the vault's password, say), a load test needs too."
         )
 
 

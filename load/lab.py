@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
             with step("Deploying the site: ansible-playbook playbooks/site.yml, over SSH"):
                 lab.play("site.yml")
             os.environ |= lab._ansible_env()
-            return load([str(lab.site), *arguments], prog="make load ARGS=... SITE")
+            return load([str(lab.site), *arguments], prog="make load")
     except LabError as error:
         sys.stderr.write(f"{error}\n")
         return 1
