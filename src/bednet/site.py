@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A site: its devices and its policy, read from one folder and checked.
 
-- :func:`load_site`: reads ``devices.yml``, ``policy.yml`` and ``csr/`` and refuses what is wrong with them.
+- :func:`load_site`: reads the devices, ``policy.yml`` and ``csr/``, and refuses what is wrong with them.
 - :func:`decide`: may a device publish or subscribe to this, at this moment, and which rule says so?
 - :func:`failing_tests`: the tests of policy.yml that do not hold.
 - :func:`probe_grants`: what the reserved identity of ``bednet verify`` may do.
@@ -26,9 +26,9 @@ from bednet.devices import (
     TAKEN_NAMES,
     Device,
     bad_value,
-    read_devices,
     unusable_key_types,
 )
+from bednet.devices_import import load_devices
 from bednet.errors import Place, Problem, SiteError, TopicError
 from bednet.lint import odd_rules
 from bednet.moment import UNKNOWN, instant_text
@@ -133,7 +133,7 @@ def filled(rule: Rule, device: Device) -> str:
 def load_site(folder: Path, devices: Mapping[str, Device] | None = None) -> Site:
     """Read and check the site in `folder`.
 
-    :param devices: by id, in place of ``devices.yml``, when they come from elsewhere; each was checked by itself.
+    :param devices: by id, in place of the folder's lists, when they come from elsewhere; each was checked by itself.
     :raises SiteError: when anything in its files is wrong, with all problems that could be found.
     """
     if not folder.is_dir():
@@ -142,8 +142,8 @@ def load_site(folder: Path, devices: Mapping[str, Device] | None = None) -> Site
     problems: list[Problem] = []
     policy_root = _load(folder, "policy", problems)
     policy = read_policy(policy_root, problems) if policy_root else Policy({}, {}, (), ())
-    if devices is None and (root := _load(folder, "devices", problems)):
-        devices = read_devices(root, folder, problems)
+    if devices is None:
+        devices = load_devices(folder, problems)
     complete = policy_root is not None and devices is not None
     assembly = _Assembly(devices or {}, policy, problems)
     if complete:
@@ -393,6 +393,7 @@ class _Matching:
             (_reader(reads), members, {}) for reads, members in groups.items()
         ]
         self._failures: dict[tuple[str, str], tuple[Place, WhenError, list[str]]] = {}
+        self._failed = 0
         self._order: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def rules_of(self, device: Device) -> tuple[str, ...]:
@@ -405,10 +406,12 @@ class _Matching:
             key = read(device)
             answer = memo.get(key)
             if answer is None:
-                if len(memo) >= _MEMO_SIZE:
-                    memo.clear()
+                failures = self._failed
                 answer = self._ask(members, device)
-                memo[key] = answer
+                if self._failed == failures:  # else each device is to be named
+                    if len(memo) >= _MEMO_SIZE:
+                        memo.clear()
+                    memo[key] = answer
             found += answer
         return self._ordered(found)
 
@@ -428,6 +431,7 @@ class _Matching:
             except WhenError as error:
                 failure = self._failures.setdefault((rule.name, str(error)), (rule.when.place, error, []))
                 failure[2].append(device.id)
+                self._failed += 1
         return tuple(matching)
 
     def problems(self, attributes: Callable[[], set[str]]) -> Iterator[Problem]:
@@ -436,7 +440,7 @@ class _Matching:
         :param attributes: gives the names of all attributes that any device has.
         """
         for (rule, _), (place, error, devices) in self._failures.items():
-            message, cure = f"rule '{rule}': {error}, for device {_few(devices)}", error.cure
+            message, cure = f"rule '{rule}': {error}, for {_few(devices)}", error.cure
             if error.missing is not None and error.missing not in attributes():
                 message = f"rule '{rule}': no device has the attribute '{error.missing}' that 'when' needs"
                 cure = f"{did_you_mean(error.missing, {*DEVICE_KEYS, *attributes()})}A condition can read "
