@@ -115,9 +115,12 @@ def matrix_of(site: Site, moment: Moment) -> Matrix:
         values = (value if (value := str(device.value(name))) in text else None for name in names[key])
         alike[key, *values].append(device_id)
     columns: dict[Column, list[str]] = defaultdict(list)
+    order = {device_id: number for number, device_id in enumerate(site.devices)}
     for signature, ids in alike.items():
         grants = () if signature == (None,) else site.grants[ids[0]]
         columns[_column(grants, wanted, moment)].extend(ids)
+    for ids in columns.values():
+        ids.sort(key=order.__getitem__)
     return Matrix(
         title=f"{site.folder}: who may do what"
         + (f", at {moment.at.isoformat()}" if moment.at is not None else "")
