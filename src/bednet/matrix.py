@@ -87,9 +87,9 @@ class Matrix:
         return _svg(self)
 
 
-def _few(ids: tuple[str, ...]) -> str:
-    shown = ", ".join(ids[:_SHOWN])
-    return shown if len(ids) <= _SHOWN else f"{shown} and {len(ids) - _SHOWN} more"
+def _few(ids: tuple[str, ...], most: int = _SHOWN) -> str:
+    shown = ", ".join(ids[:most])
+    return shown if len(ids) <= most else f"{shown} and {len(ids) - most} more"
 
 
 def _cell(answers: tuple[Answer, Answer]) -> str:
@@ -177,7 +177,7 @@ _HATCH = """\
 
 def _svg(matrix: Matrix) -> str:
     left = 16 + 7.4 * max([len(topic) for topic in matrix.topics], default=0)
-    names = [_few(ids) for ids in matrix.groups]
+    names = [_few(ids, 1) for ids in matrix.groups]
     slope = 0.7  # of the headings: sine and cosine of 45 degrees, near enough
     rise = 7.4 * slope * max([len(name) for name in names], default=0)
     top = 60 + rise
