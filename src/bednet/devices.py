@@ -2,7 +2,7 @@
 """The devices of a site.
 
 - :class:`Device`: one device, after all checks of its own entry.
-- :func:`read_devices`: makes devices of a ``devices.yml`` that was read, and of the requests in ``csr/``.
+- :class:`Collector`: makes devices of the entries of any file, and of the requests in ``csr/``.
 - :func:`bad_id`, :func:`bad_value`: why a text cannot be a device's id, or stand in a topic.
 - :func:`unusable_key_types`: devices that cannot verify certificates with the CA's type of key.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bednet import csr, topics
 from bednet.errors import Place, Problem, TopicError
@@ -20,7 +20,7 @@ from bednet.moment import parse_instant
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Hashable, Iterable, Mapping
     from pathlib import Path
 
     from bednet.yamlfile import Node, Scalar
@@ -47,6 +47,10 @@ TAKEN_NAMES = (
     "csr",
 )
 """What a device entry says elsewhere; an attribute of that name would be taken for it."""
+
+_T = TypeVar("_T")
+_MOST_KEPT = 200_000
+"""How many different values are kept once for all devices that have them."""
 
 _NOTHING: Mapping[str, Scalar] = MappingProxyType({})
 _NOWHERE: Mapping[str, Place] = MappingProxyType({})
@@ -156,105 +160,140 @@ def bad_value(value: Scalar) -> str | None:
     return None
 
 
-def _text(node: Node | None, default: str = "") -> str:
-    return node.value if node is not None and isinstance(node.value, str) else default
+class Collector:
+    """Makes devices of entries that come from one file or several; collects problems instead of stopping at the first.
 
-
-def _texts(node: Node | None) -> tuple[str, ...]:
-    elements = node.elements() if node is not None else ()
-    return tuple(element.value for element in elements if isinstance(element.value, str))
-
-
-def read_devices(root: Node, folder: Path, problems: list[Problem]) -> dict[str, Device]:
-    """Return the devices of a ``devices.yml`` by id, and add what is wrong with them to `problems`.
-
-    :param root: the file, whose shape was checked already; what has the wrong shape is passed over.
-    :param folder: of the site, for ``csr/``.
+    :ivar devices: by id, what has been found so far.
     """
-    reader = _Reader(folder, problems)
-    return reader.read(root)
 
-
-class _Reader:
     def __init__(self, folder: Path, problems: list[Problem]) -> None:
         self.folder = folder
         self.problems = problems
+        self.devices: dict[str, Device] = {}
+        # A million devices have few kinds of roles, tags and attributes: what is the same is kept once.
+        self._same: dict[Hashable, Any] = {}
 
-    def refuse(self, place: Place, code: str, message: str, cure: str) -> None:
+    def _refuse(self, place: Place, code: str, message: str, cure: str) -> None:
         self.problems.append(Problem(place, code, message, cure))
 
-    def read(self, root: Node) -> dict[str, Device]:
-        devices: dict[str, Device] = {}
+    def add_file(self, root: Node) -> None:
+        """Take the devices of a ``devices.yml``."""
         entries = root.get("devices")
-        for entry in entries.elements() if entries else ():
-            identifier = entry.get("id")
-            if identifier is None or not isinstance(identifier.value, str):
-                continue
-            if bad := bad_id(identifier.value):
-                self.refuse(identifier.place, *bad)
-                continue
-            if first := devices.get(identifier.value):
-                message = f"device '{first.id}' is listed again; it is listed in line {first.place.line} already"
-                cure = f"remove the entry in line {identifier.place.line} or the one in line {first.place.line}"
-                self.refuse(identifier.place, "device-twice", message, cure)
-                continue
-            devices[identifier.value] = self._device(identifier.value, identifier.place, entry)
-        self._check_csr_folder(devices)
-        return devices
+        for node in entries.elements() if entries else ():
+            entry = node.plain()
+            if isinstance(entry, dict):
+                places = {key: value.place for key, value in node.items()}
+                attributes = node.get("attributes")
+                if attributes is not None:
+                    places |= {f"attributes/{name}": value.place for name, value in attributes.items()}
+                self.add(entry, node.place, places)
 
-    def _device(self, identifier: str, place: Place, entry: Node) -> Device:
-        attributes: dict[str, Scalar] = {}
-        places = {key: node.place for key, node in entry.items()}
-        stated = entry.get("attributes")
-        for name, node in stated.items() if stated else ():
-            if name in TAKEN_NAMES:
-                message = f"device '{identifier}': an attribute cannot be called '{name}', which means something else"
-                self.refuse(node.place, "attribute-name", message, "choose another name for the attribute")
-            elif not isinstance(node.value, tuple | dict):
-                attributes[name] = node.value
-                places[f"attributes/{name}"] = node.place
-        authentication = _texts(entry.get("authentication")) or ("certificate",)
-        enrolment = _text(entry.get("enrolment"), "bundle")
-        revoked = _text(entry.get("revoked")) or None
+    def add(self, entry: Mapping[str, Any], place: Place, places: Mapping[str, Place] = _NOWHERE) -> None:
+        """Take one entry, whose shape was checked already; what has the wrong shape is passed over.
+
+        :param places: where its values stand, as far as that is known better than `place`.
+        """
+        identifier = entry.get("id")
+        if not isinstance(identifier, str):
+            return
+        place = places.get("id", place)
+        if bad := bad_id(identifier):
+            self._refuse(place, *bad)
+            return
+        if first := self.devices.get(identifier):
+            same_file = first.place.file == place.file
+            listed = f"in line {first.place.line}" if same_file else f"in {first.place}"
+            message = f"device '{first.id}' is listed again; it is listed {listed} already"
+            again = f"in line {place.line}" if same_file else "here"
+            self._refuse(place, "device-twice", message, f"remove the entry {again} or the one {listed}")
+            return
+        self.devices[identifier] = self._device(identifier, entry, place, places)
+
+    def finish(self) -> dict[str, Device]:
+        """Compare the devices with ``csr/``, and return them."""
+        self._check_csr_folder(self.devices)
+        return self.devices
+
+    def _device(self, identifier: str, entry: Mapping[str, Any], place: Place, places: Mapping[str, Place]) -> Device:
+        authentication = self._words(entry.get("authentication")) or ("certificate",)
+        enrolment = entry.get("enrolment")
+        revoked = entry.get("revoked")
         request = None
         if enrolment == "csr":
             if "certificate" not in authentication:
                 message = f"device '{identifier}' has 'enrolment: csr' but does not authenticate with a certificate"
                 cure = "remove 'enrolment', or add 'certificate' to 'authentication'"
-                self.refuse(entry.keys["enrolment"], "csr-without-certificate", message, cure)
-            elif revoked is None:
+                self._refuse(places.get("enrolment", place), "csr-without-certificate", message, cure)
+            elif not isinstance(revoked, str):
                 request, problem = csr.read(self.folder / "csr" / f"{identifier}.csr", identifier)
                 self.problems += [problem] if problem else []
+        until = entry.get("until")
         return Device(
             id=identifier,
-            location=_text(entry.get("location")),
-            roles=_texts(entry.get("roles")),
+            location=self._word(entry.get("location")) or "",
+            roles=self._words(entry.get("roles")),
             place=place,
-            type=_text(entry.get("type")) or None,
-            tags=_texts(entry.get("tags")),
-            attributes=attributes,
+            type=self._word(entry.get("type")),
+            tags=self._words(entry.get("tags")),
+            attributes=self._attributes(identifier, entry.get("attributes"), place, places),
             authentication=authentication,
-            enrolment=enrolment,
+            enrolment=enrolment if isinstance(enrolment, str) else "bundle",
             csr=request,
-            key_types=_texts(entry.get("key_types")),
-            until=self._until(identifier, entry.get("until")),
-            revoked=revoked,
+            key_types=self._words(entry.get("key_types")),
+            until=self._until(identifier, until, places.get("until", place)) if isinstance(until, str) else None,
+            revoked=revoked if isinstance(revoked, str) else None,
             places=places,
         )
 
-    def _until(self, identifier: str, node: Node | None) -> dt.datetime | None:
-        if node is None or not isinstance(node.value, str):
+    def _word(self, value: object) -> str | None:
+        if not isinstance(value, str) or not value:
             return None
+        return self._keep(value, value)
+
+    def _words(self, value: object) -> tuple[str, ...]:
+        if not value or not isinstance(value, list):
+            return ()
+        words = tuple(word for word in value if isinstance(word, str))
+        return self._keep(words, words)
+
+    def _attributes(
+        self, identifier: str, stated: object, place: Place, places: Mapping[str, Place]
+    ) -> Mapping[str, Scalar]:
+        if not stated or not isinstance(stated, dict):
+            return _NOTHING
+        attributes: dict[str, Scalar] = {}
+        for name, value in stated.items():
+            if name in TAKEN_NAMES:
+                message = f"device '{identifier}': an attribute cannot be called '{name}', which means something else"
+                cure = "choose another name for the attribute"
+                self._refuse(places.get(f"attributes/{name}", place), "attribute-name", message, cure)
+            elif not isinstance(value, list | dict):
+                attributes[name] = value
+        if not attributes:
+            return _NOTHING
+        # 1, 1.0 and true are one key to a dict, and three things to a policy.
+        return self._keep(tuple((name, value.__class__, value) for name, value in attributes.items()), attributes)
+
+    def _keep(self, key: Hashable, value: _T) -> _T:
+        """Return what stands for `value` already, or else `value`."""
+        kept: _T | None = self._same.get(key)
+        if kept is not None:
+            return kept
+        if len(self._same) < _MOST_KEPT:
+            self._same[key] = value
+        return value
+
+    def _until(self, identifier: str, text: str, place: Place) -> dt.datetime | None:
         try:
-            until = parse_instant(node.value)
+            until = parse_instant(text)
         except ValueError as error:
-            message = f"device '{identifier}': 'until' is {node.value!r}: {error}"
+            message = f"device '{identifier}': 'until' is {text!r}: {error}"
             cure = 'write date, time and offset, as in "2026-12-31T17:00:00Z" or "2026-12-31T18:00:00+01:00"'
-            self.refuse(node.place, "bad-time", message, cure)
+            self._refuse(place, "bad-time", message, cure)
             return None
         if until.microsecond or until.timestamp() <= 0:
-            message = f"device '{identifier}': 'until' is {node.value!r}; it counts whole seconds, after 1970"
-            self.refuse(node.place, "bad-time", message, "leave the fraction away")
+            message = f"device '{identifier}': 'until' is {text!r}; it counts whole seconds, after 1970"
+            self._refuse(place, "bad-time", message, "leave the fraction away")
             return None
         return until
 
@@ -267,7 +306,7 @@ class _Reader:
             if first is not device:
                 place = Place(str(self.folder / "csr" / f"{device.id}.csr"), 1)
                 message = f"the key in this CSR is also the key of device '{first.id}'"
-                self.refuse(place, "csr-same-key", message, "let each device make a key of its own")
+                self._refuse(place, "csr-same-key", message, "let each device make a key of its own")
         for path in sorted((self.folder / "csr").glob("*.csr")):
             device_of = devices.get(path.stem)
             if device_of is None or device_of.enrolment != "csr":

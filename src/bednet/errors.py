@@ -37,7 +37,7 @@ class TopicError(BednetError):
         self.cure = cure
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Place:
     """A line of a file; lines count from 1."""
 

@@ -3,6 +3,7 @@
 
 - :func:`load`: reads a file into :class:`Node` objects and says what is wrong with it.
 - :class:`Node`: a value with its place; a mapping also knows the place of each key.
+- :func:`scalar`: what a word without quotes means.
 
 The YAML is plain on purpose: no anchors and aliases, no tags, one document. Unquoted words mean what they look like:
 only ``true``, ``false``, ``null``, ``~`` and decimal numbers are not text (``no``, ``on``, ``0101``, ``12:30`` are).
@@ -87,6 +88,15 @@ class Node:
         return node
 
 
+def scalar(text: str) -> Scalar:
+    """Return what a word without quotes means."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if _DECIMAL.fullmatch(text) else text
+
+
 class _StopReadingError(Exception):
     """The rest of the file cannot be understood; the problem is already noted."""
 
@@ -160,13 +170,7 @@ class _Composer:
     @staticmethod
     def _scalar(event: yaml.ScalarEvent) -> Scalar:
         text: str = event.value
-        if not event.implicit[0]:
-            return text
-        if text in _WORDS:
-            return _WORDS[text]
-        if _INTEGER.fullmatch(text):
-            return int(text)
-        return float(text) if _DECIMAL.fullmatch(text) else text
+        return scalar(text) if event.implicit[0] else text
 
 
 def _decode(file: str, raw: bytes) -> tuple[str, list[Problem]]:
@@ -218,7 +222,8 @@ def load(path: Path) -> tuple[Node | None, list[Problem]]:  # noqa: PLR0911 - on
         return None, [Problem(start, "file-unreadable", message, "make it a file that you may read")]
     if len(raw) > MAX_FILE_BYTES:
         message = f"the file is larger than {MAX_FILE_BYTES // 1024 // 1024} MiB"
-        return None, [Problem(start, "file-too-large", message, "check that it is the right file")]
+        cure = "check that it is the right file; longer lists of devices go into a devices.csv or devices.jsonl"
+        return None, [Problem(start, "file-too-large", message, cure)]
     text, problems = _decode(file, raw)
     if problems:
         return None, problems
