@@ -231,9 +231,13 @@ def find_mirror() -> Mirror:
         return Mirror()
     mirror = _ask_apt()
     if not mirror.debian and is_root() and debian_like():
-        # Without fetched lists apt does not know whose repository a line of its sources names.
-        engine.apt_update()
-        mirror = _ask_apt()
+        # Without fetched lists apt does not know whose repository a line of its sources names. Others ask at the same
+        # time, and apt lets one fetch them.
+        with locked(STATE / "locks" / "apt"):
+            mirror = _ask_apt()
+            if not mirror.debian:
+                engine.apt_update()
+                mirror = _ask_apt()
     return mirror
 
 

@@ -42,7 +42,7 @@ from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 from testcontainers.core.waiting_utils import WaitStrategy
 
-from testbed import engine, image, things
+from testbed import engine, image, package, things
 from testbed.common import CHECKOUT, STATE, LabError, run, say, step, tail_of
 
 if TYPE_CHECKING:
@@ -460,8 +460,10 @@ class Lab:
             with step("Docker engine"):
                 engine.ensure()
                 guard.uses.enter_context(engine.in_use())
-            with step(f"Host images ({suite})"):
+            with step(f"Host images and the plugin's package ({suite})"), ThreadPoolExecutor(max_workers=2) as pool:
+                packaging = pool.submit(package.ensure, suite)
                 images = image.ensure((suite,))[suite]
+                packaging.result()
             with step(f"Lab `{name}`: {', '.join(shape.hosts)}"):
                 return cls._boot(name, shape, images, guard, persistent=persistent)
         except BaseException:

@@ -22,7 +22,7 @@ from email.utils import format_datetime
 from typing import TYPE_CHECKING
 
 from testbed import engine, image
-from testbed.common import CHECKOUT, STATE, LabError, locked, step
+from testbed.common import CHECKOUT, STATE, LabError, locked, say
 from testbed.job import File, run_job
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ def ensure(suite: str = "trixie", architecture: str = image.ARCHITECTURE) -> Pat
         source = read_source()
         if (found := _cached(folder, source)) is not None:
             return found
-        with step(f"Building {NAME} for {suite} on {architecture}"):
-            return _keep(folder, source, build(source, suite, architecture))
+        say(f"building {NAME} for {suite} on {architecture}")
+        return _keep(folder, source, build(source, suite, architecture))
 
 
 def build(

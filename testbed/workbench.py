@@ -139,6 +139,8 @@ def run_tests(
             "PYTHONDONTWRITEBYTECODE": "1",
             **(environment or {}),
         },
+        # As bednet-store runs on a gateway: it gives the store to the broker's group.
+        root=True,
         mounts={CHECKOUT: _CHECKOUT, python_packages(BROKERS[suite].python): _PYTHON},
         check=False,
         echo=echo,
