@@ -4,7 +4,7 @@
 Offers:
 
 - :func:`tcp`: does a port answer at all.
-- :func:`handshake`: a TLS handshake with a chosen :class:`Offer` and certificate; what came of it.
+- :func:`handshake`: a TLS handshake with a chosen :class:`Offer` and certificate or pre-shared key; what came of it.
 - :func:`hello`: a hand-made ClientHello for what this machine's OpenSSL may no longer offer (TLS 1.0, RC4, export
   ciphers): the refusal seen is the server's, never our own library's.
 - :func:`enter`: the same, followed by an MQTT CONNECT; who was let in, and who was told no and why.
@@ -34,12 +34,15 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
 import paho.mqtt.client as paho
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from bednet import psk
 from bednet.errors import BednetError
 
 if TYPE_CHECKING:
@@ -138,15 +141,38 @@ class Listener:
 
 @dataclass(frozen=True)
 class Credentials:
-    """Who we say we are: a client certificate with its key (PEM files), a user name with a password, or nothing."""
+    """Who we say we are: a client certificate with its key (PEM files), a user name with a password, or nothing.
+
+    :param psk: a pre-shared key with its identity; it replaces certificates on both sides.
+    """
 
     certificate: Path | None = None
     key: Path | None = None
     username: str | None = None
     password: str | bytes | None = field(default=None, repr=False)
+    psk_identity: str | None = None
+    psk: bytes | None = field(default=None, repr=False)
+
+    @property
+    def client_id(self) -> str:
+        """The client id that goes with them: the identity, which a gateway asks for; or one made up."""
+        return self.username or self.psk_identity or _common_name(self.certificate) or made_up_name()
 
 
 NOBODY = Credentials()
+
+
+def _common_name(certificate: Path | None) -> str | None:
+    """Return the CN in a PEM file; None when there is none that could be a client id."""
+    if certificate is None:
+        return None
+    try:
+        subject = x509.load_pem_x509_certificate(certificate.read_bytes()).subject
+        names = [str(name.value) for name in subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    except (OSError, ValueError):
+        # Some certificates are made to be odd.
+        return None
+    return names[0] if names and names[0].isprintable() else None
 
 
 @dataclass(frozen=True)
@@ -268,17 +294,30 @@ class _NamedContext(ssl.SSLContext):
     """A context that asks for one server name, whatever host paho connects to."""
 
     server_name: str | None = None
+    psk_only = False
 
     def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:  # ours: *args are the standard library's own
         kwargs["server_hostname"] = self.server_name or kwargs.get("server_hostname")
         wrapped = super().wrap_socket(*args, **kwargs)
         try:
             wrapped.do_handshake()
+            if self.psk_only:
+                _check_psk(wrapped)
         except BaseException:
             # paho would leave it open.
             wrapped.close()
             raise
         return wrapped
+
+
+# All that OpenSSL has of TLS 1.2 with a pre-shared key, forward secrecy by elliptic curves, and AEAD.
+_PSK_SUITES = "ECDHE-PSK-CHACHA20-POLY1305"
+
+
+def _check_psk(tls: ssl.SSLSocket | ssl.SSLObject) -> None:
+    """Refuse a server that came with a certificate instead: nothing has been proven by our key then."""
+    if tls.getpeercert(binary_form=True) is not None:
+        raise ssl.SSLError(1, "the server showed a certificate and did not use the pre-shared key")
 
 
 def tls_context(
@@ -306,13 +345,18 @@ def tls_context(
             warnings.simplefilter("ignore", DeprecationWarning)
             context.minimum_version = TLS_VERSIONS[offer.minimum]
             context.maximum_version = TLS_VERSIONS[offer.maximum]
-        if offer.ciphers:
-            context.set_ciphers(offer.ciphers)
+        if credentials.psk is not None:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            context.psk_only = True
+            psk.offer(context, credentials.psk_identity or "", credentials.psk)
+        if offer.ciphers or credentials.psk is not None:
+            context.set_ciphers(offer.ciphers or _PSK_SUITES)
         if offer.group:
             context.set_ecdh_curve(offer.group)
         if credentials.certificate:
             context.load_cert_chain(credentials.certificate, credentials.key)
-    except (ssl.SSLError, ValueError, OSError) as exc:
+    except (ssl.SSLError, ValueError, OSError, psk.UnavailableError) as exc:
         raise ProbeError(f"{offer} cannot be offered from here: {exc}") from exc
     return context
 
@@ -381,6 +425,8 @@ class Channel:
             with suppress(OSError):
                 self._flush()
         self.certificate = self._tls.getpeercert(binary_form=True)
+        if getattr(self._tls.context, "psk_only", False):
+            _check_psk(self._tls)
         if self._tls.version() == "TLSv1.3":
             with suppress(TimeoutError):
                 self._fill(min(deadline, time.monotonic() + _VERDICT_GRACE))
@@ -521,6 +567,8 @@ def _tls_failure(exc: OSError) -> tuple[Outcome, str]:  # noqa: PLR0911 - a tabl
             return Outcome.ALERT, match[1].lower().replace("_", " ")
         if match := re.search(r"alert number (\d+)", str(exc)):
             return Outcome.ALERT, _ALERTS.get(int(match[1]), f"alert {match[1]}")
+        if match := re.search(r"alert ([a-z ]+) \(", str(exc)):  # one that Python has no name for
+            return Outcome.ALERT, match[1]
         if "UNEXPECTED_EOF" in reason:
             return Outcome.CLOSED, Outcome.CLOSED.value
         if reason.startswith("NO_") or reason == "UNSUPPORTED_PROTOCOL":
@@ -556,6 +604,7 @@ _ALERTS = {
     86: "inappropriate fallback",
     109: "missing extension",
     112: "unrecognized name",
+    115: "unknown psk identity",
     116: "certificate required",
     120: "no application protocol",
 }
@@ -626,6 +675,43 @@ STATIC_KEY_SUITES = {
     0xC09C: "AES128-CCM",
     0xC09D: "AES256-CCM",
 }
+# With a pre-shared key: the same families.
+STRONG_PSK_SUITES = {0xCCAC: "ECDHE-PSK-CHACHA20-POLY1305"}
+BROKEN_PSK_SUITES = {
+    0x002C: "PSK-NULL-SHA",
+    0x002D: "DHE-PSK-NULL-SHA",
+    0x00B0: "PSK-NULL-SHA256",
+    0xC039: "ECDHE-PSK-NULL-SHA",
+    0xC03A: "ECDHE-PSK-NULL-SHA256",
+    0x008A: "PSK-RC4-SHA",
+    0x008E: "DHE-PSK-RC4-SHA",
+    0xC033: "ECDHE-PSK-RC4-SHA",
+    0x008B: "PSK-3DES-EDE-CBC-SHA",
+    0x008F: "DHE-PSK-3DES-EDE-CBC-SHA",
+    0xC034: "ECDHE-PSK-3DES-EDE-CBC-SHA",
+}
+CBC_PSK_SUITES = {
+    0x0090: "DHE-PSK-AES128-CBC-SHA",
+    0x0091: "DHE-PSK-AES256-CBC-SHA",
+    0x00B2: "DHE-PSK-AES128-CBC-SHA256",
+    0x00B3: "DHE-PSK-AES256-CBC-SHA384",
+    0xC035: "ECDHE-PSK-AES128-CBC-SHA",
+    0xC036: "ECDHE-PSK-AES256-CBC-SHA",
+    0xC037: "ECDHE-PSK-AES128-CBC-SHA256",
+    0xC038: "ECDHE-PSK-AES256-CBC-SHA384",
+}
+STATIC_PSK_SUITES = {
+    0x008C: "PSK-AES128-CBC-SHA",
+    0x008D: "PSK-AES256-CBC-SHA",
+    0x00A8: "PSK-AES128-GCM-SHA256",
+    0x00A9: "PSK-AES256-GCM-SHA384",
+    0x00AE: "PSK-AES128-CBC-SHA256",
+    0x00AF: "PSK-AES256-CBC-SHA384",
+    0xC0A4: "PSK-AES128-CCM",
+    0xC0A5: "PSK-AES256-CCM",
+    0xC0A8: "PSK-AES128-CCM8",
+    0xCCAB: "PSK-CHACHA20-POLY1305",
+}
 TLS13_SUITES = {
     0x1301: "TLS_AES_128_GCM_SHA256",
     0x1302: "TLS_AES_256_GCM_SHA384",
@@ -641,6 +727,7 @@ def suite_names() -> dict[int, str]:
     known = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     known.set_ciphers("ALL:COMPLEMENTOFALL:@SECLEVEL=0")
     ours = BROKEN_SUITES | CBC_SUITES | STATIC_KEY_SUITES | STRONG_SUITES | TLS13_SUITES
+    ours |= BROKEN_PSK_SUITES | CBC_PSK_SUITES | STATIC_PSK_SUITES | STRONG_PSK_SUITES
     return {cipher["id"] & 0xFFFF: cipher["name"] for cipher in known.get_ciphers()} | ours
 
 
@@ -787,7 +874,7 @@ def enter(
 ) -> Answer:
     """Try to be let in - TCP, TLS, MQTT CONNECT - say what the server answered, and leave again.
 
-    :param client_id: default: the user name, or a name made up for the occasion.
+    :param client_id: default: the identity (:attr:`Credentials.client_id`).
     :param timeout: seconds for each of the three.
     :raises ValueError: if a password would go to a server whose certificate is not checked.
     """
@@ -809,7 +896,7 @@ def enter(
         except OSError as exc:
             return _tcp_failure(exc)
     packet = connect_packet(
-        client_id or credentials.username or made_up_name(),
+        client_id or credentials.client_id,
         username=credentials.username,
         password=credentials.password,
         version=version,
@@ -919,7 +1006,7 @@ class Goodbye:
 class Session:
     """An MQTT session over paho-mqtt, used as a context manager: entered when the CONNACK says yes.
 
-    :param client_id: default: the user name, or one made up; bednet's gateways replace it by the identity anyway.
+    :param client_id: default: the identity (:attr:`Credentials.client_id`), as bednet's gateways want it.
     :param version: 4 for MQTT 3.1.1, 5 for MQTT 5.
     :param clean: False resumes the session that the gateway holds, and leaves one behind.
     :param expiry: seconds that the gateway shall hold a session left behind (MQTT 5 only).
@@ -964,7 +1051,7 @@ class Session:
         mqtt5 = version == 5  # noqa: PLR2004
         self.client = paho.Client(
             CallbackAPIVersion.VERSION2,
-            client_id=client_id or credentials.username or made_up_name(),
+            client_id=client_id or credentials.client_id,
             clean_session=None if mqtt5 else clean,
             protocol=MQTTProtocolVersion.MQTTv5 if mqtt5 else MQTTProtocolVersion.MQTTv311,
             transport="websockets" if listener.websockets else "tcp",

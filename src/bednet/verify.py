@@ -77,10 +77,13 @@ class Gateway:
     :param address: where the probe connects to, an IP address or a name.
     :param server_name: the DNS name that the server's certificate carries.
     :param password_port: None where passwords are off.
+    :param psk_port: None where pre-shared keys are off.
     :param websockets_port: None where WebSockets are off.
     :param plaintext_port: the port of unencrypted MQTT, which must be closed.
     :param closed_ports: further ports that must be closed; None: the usual ports of listeners that this gateway does
         not have, or has elsewhere (see :attr:`off`).
+    :param access_control: who decides there, "plugin" or "acl_file": Mosquitto with an acl_file grants every SUBSCRIBE
+        and replaces a client id, where the plugin refuses.
     :param tls_versions: those that must be accepted ("1.2", "1.3"); every other one must be refused.
     :param max_packet_size: bytes.
     """
@@ -90,7 +93,9 @@ class Gateway:
     server_name: str
     mtls_port: int = 8883
     password_port: int | None = 8884
+    psk_port: int | None = None
     websockets_port: int | None = None
+    access_control: str = "acl_file"
     plaintext_port: int = 1883
     closed_ports: tuple[int, ...] | None = None
     tls_versions: tuple[str, ...] = ("1.2", "1.3")
@@ -101,7 +106,7 @@ class Gateway:
         """The ports where a listener could have been forgotten, beside that for plaintext; they must be closed."""
         if self.closed_ports is not None:
             return self.closed_ports
-        own = {self.mtls_port, self.password_port, self.websockets_port, self.plaintext_port}
+        own = {self.mtls_port, self.password_port, self.psk_port, self.websockets_port, self.plaintext_port}
         return tuple(port for port in USUAL_PORTS if port not in own)
 
 
@@ -110,6 +115,7 @@ class Identity:
     """The identity that the checks use, ``bednet-probe``; its grants are built into the policy (:mod:`bednet.site`).
 
     :param ca: PEM file with the site's root CA, and perhaps its issuing CA.
+    :param psk: its pre-shared key; None will do where no gateway has a listener for one.
     """
 
     id: str
@@ -117,6 +123,7 @@ class Identity:
     key: Path
     ca: Path
     password: str = field(repr=False)
+    psk: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -256,6 +263,8 @@ def read_input(path: Path) -> Input:
         raise VerifyError(f'{path}: checks is {checks!r}, expected "bite" or "all"')
     if not gateways:
         raise VerifyError(f"{path}: no gateway to verify")
+    if identity.psk is None and any(gateway.psk_port is not None for gateway in gateways):
+        raise VerifyError(f"{path}: identity: psk_file is missing, and a gateway has a listener for pre-shared keys")
     if len({gateway.name for gateway in gateways}) != len(gateways):
         raise VerifyError(f"{path}: two gateways have the same name")
     for file in (identity.certificate, identity.key, identity.ca, canary.certificate, canary.key):
@@ -288,7 +297,9 @@ def _gateway(item: Mapping[str, Any], where: str) -> Gateway:
     for name in ("mtls_port", "plaintext_port", "max_packet_size"):
         if type(getattr(gateway, name)) is not int:
             raise VerifyError(f"{where}: {name} is not a number")
-    for name in ("password_port", "websockets_port"):
+    if gateway.access_control not in ("plugin", "acl_file"):
+        raise VerifyError(f'{where}: access_control is {gateway.access_control!r}, expected "plugin" or "acl_file"')
+    for name in ("password_port", "psk_port", "websockets_port"):
         if getattr(gateway, name) is not None and type(getattr(gateway, name)) is not int:
             raise VerifyError(f"{where}: {name} is neither a number nor null")
     if any(type(port) is not int for port in gateway.off):
@@ -297,14 +308,28 @@ def _gateway(item: Mapping[str, Any], where: str) -> Gateway:
 
 
 def _identity(item: Mapping[str, Any], where: str) -> Identity:
-    _only(item, {"id", "certificate", "key", "ca", "password_file"}, where)
+    _only(item, {"id", "certificate", "key", "ca", "password_file", "psk_file"}, where)
+    password = _secret(item["password_file"], f"{where}: the password file")
+    psk = None
+    if item.get("psk_file") is not None:
+        try:
+            psk = bytes.fromhex(_secret(item["psk_file"], f"{where}: the file with the pre-shared key"))
+        except ValueError:
+            # Without the text itself, and without the error, which holds a part of it.
+            raise VerifyError(f"{where}: the pre-shared key is not in hexadecimal digits") from None
+    return Identity(
+        item["id"], Path(item["certificate"]), Path(item["key"]), Path(item["ca"]), password=password, psk=psk
+    )
+
+
+def _secret(file: str, what: str) -> str:
     try:
-        password = Path(item["password_file"]).read_text(encoding="utf-8").strip()
+        secret = Path(file).read_text(encoding="utf-8").strip()
     except OSError as exc:
-        raise VerifyError(f"{where}: the password file cannot be read: {exc.strerror}") from exc
-    if not password:
-        raise VerifyError(f"{where}: the password file is empty")
-    return Identity(item["id"], Path(item["certificate"]), Path(item["key"]), Path(item["ca"]), password=password)
+        raise VerifyError(f"{what} cannot be read: {exc.strerror}") from exc
+    if not secret:
+        raise VerifyError(f"{what} is empty")
+    return secret
 
 
 # --- What a check is given ------------------------------------------------------------------------------------------
@@ -348,9 +373,21 @@ class Target:
         return found
 
     @property
+    def psk_listeners(self) -> list[Listener]:
+        """The listener for pre-shared keys, if there is one; it has no certificate to check."""
+        if self.gateway.psk_port is None:
+            return []
+        return [Listener(self.gateway.address, self.gateway.psk_port, server_name=self.gateway.server_name)]
+
+    @property
+    def with_certificate(self) -> list[Listener]:
+        """The listeners that show a certificate of the gateway."""
+        return [self.mtls, *self.password_listeners]
+
+    @property
     def listeners(self) -> list[Listener]:
         """Every TLS listener."""
-        return [self.mtls, *self.password_listeners]
+        return [*self.with_certificate, *self.psk_listeners]
 
     @property
     def certificate(self) -> Credentials:
@@ -364,7 +401,18 @@ class Target:
 
     def credentials(self, listener: Listener) -> Credentials:
         """Return what this listener lets the probe in with."""
+        if listener.port == self.gateway.psk_port:
+            return self.psk
         return self.certificate if listener.port == self.gateway.mtls_port else self.password
+
+    @property
+    def psk(self) -> Credentials:
+        """The probe's pre-shared key."""
+        return Credentials(psk_identity=self.identity.id, psk=self.identity.psk)
+
+    def binds_client_ids(self, listener: Listener) -> bool:
+        """Whether another client id than the identity's is refused; elsewhere it is replaced."""
+        return self.gateway.access_control == "plugin" and listener.port != self.gateway.psk_port
 
     def own(self) -> str:
         """Return a topic that the probe may use and nobody has used yet."""
@@ -471,6 +519,9 @@ _ANY_SUITE = (
     *probe.CBC_SUITES,
     *probe.STATIC_KEY_SUITES,
     *probe.BROKEN_SUITES,
+    *probe.STRONG_PSK_SUITES,
+    *probe.CBC_PSK_SUITES,
+    *probe.STATIC_PSK_SUITES,
 )
 
 
@@ -482,7 +533,7 @@ def _old_tls_refused(target: Target) -> Verdict:
             if version not in target.gateway.tls_versions
         ]
         if "1.3" not in target.gateway.tls_versions:
-            seen = probe.handshake(listener, target.certificate, offer=Offer("1.3", "1.3"))
+            seen = probe.handshake(listener, target.credentials(listener), offer=Offer("1.3", "1.3"))
             verdicts.append(("TLS 1.3", _alert(seen, "protocol version")))
         return _joined(verdicts)
 
@@ -498,17 +549,19 @@ def _joined(verdicts: Sequence[tuple[str, Verdict]]) -> Verdict:
     return Verdict(all(verdict.passed for _, verdict in verdicts), text)
 
 
-def _suites_refused(suites: Mapping[int, str]) -> Callable[[Target], Verdict]:
+def _suites_refused(with_certificate: Mapping[int, str], with_psk: Mapping[int, str]) -> Callable[[Target], Verdict]:
     def run(target: Target) -> Verdict:
         def look(listener: Listener) -> Verdict:
+            # All of a family, whatever the listener is for: it takes the first one that it can.
+            suites = (*with_certificate, *with_psk)
             if "1.2" in target.gateway.tls_versions:
                 # The control: the same hello with good suites is understood.
-                control = probe.hello(listener, "1.2", tuple(probe.STRONG_SUITES))
+                control = probe.hello(listener, "1.2", (*probe.STRONG_SUITES, *probe.STRONG_PSK_SUITES))
                 if not control.accepted:
                     return Verdict(False, f"not even a good suite was accepted: {control}")
-                seen = probe.hello(listener, "1.2", tuple(suites))
+                seen = probe.hello(listener, "1.2", suites)
                 return _alert(seen, "handshake failure", "insufficient security")
-            return _alert(probe.hello(listener, "1.2", tuple(suites)), "protocol version")
+            return _alert(probe.hello(listener, "1.2", suites), "protocol version")
 
         return _everywhere(target.listeners, look)
 
@@ -538,7 +591,7 @@ def _chain_trusted(target: Target) -> Verdict:
         issuer = _common_name(x509.load_der_x509_certificate(seen.certificate).issuer)
         return Verdict(True, f"issued by {issuer}")
 
-    return _everywhere(target.listeners, look)
+    return _everywhere(target.with_certificate, look)
 
 
 def _common_name(name: x509.Name) -> str:
@@ -570,7 +623,7 @@ def _names_right(target: Target) -> Verdict:
             return Verdict(False, f"not in the certificate: {', '.join(missing)}")
         return Verdict(True, ", ".join([*sorted(wanted_dns), *map(str, wanted_addresses)]))
 
-    return _everywhere(target.listeners, look)
+    return _everywhere(target.with_certificate, look)
 
 
 def _alternative_names(
@@ -604,7 +657,7 @@ def _server_usage_only(target: Target) -> Verdict:
                 return Verdict(False, "the server's certificate may issue others")
         return Verdict(True, "server authentication only")
 
-    return _everywhere(target.listeners, look)
+    return _everywhere(target.with_certificate, look)
 
 
 def _still_valid(target: Target) -> Verdict:
@@ -621,7 +674,7 @@ def _still_valid(target: Target) -> Verdict:
             f"{left // timedelta(days=1)} days left, until {certificate.not_valid_after_utc:%Y-%m-%d}",
         )
 
-    return _everywhere(target.listeners, look)
+    return _everywhere(target.with_certificate, look)
 
 
 # --- Authentication -------------------------------------------------------------------------------------------------
@@ -676,7 +729,7 @@ def _password_refused(pick: Callable[[Target], Credentials]) -> Callable[[Target
             ]
             for version, answer in answers:
                 if not (answer.outcome is Outcome.REFUSED and answer.code in _NOT_AUTHORIZED):
-                    return Verdict(False, f"MQTT {'5' if version == 5 else '3.1.1'}: {answer}")  # noqa: PLR2004
+                    return Verdict(False, f"MQTT {_NAMES[version]}: {answer}")
             return Verdict(
                 True, f"refused: {answers[-1][1].reason} ({answers[0][1].code} and 0x{answers[1][1].code:02x})"
             )
@@ -686,8 +739,54 @@ def _password_refused(pick: Callable[[Target], Credentials]) -> Callable[[Target
     return run
 
 
-def _client_id_bound(target: Target) -> Verdict:
+def _psk_accepted(target: Target) -> Verdict:
     def look(listener: Listener) -> Verdict:
+        verdicts = []
+        for version in target.gateway.tls_versions:
+            seen = probe.enter(listener, target.psk, offer=Offer(version, version))
+            verdicts.append((f"TLS {version}", Verdict(seen.accepted, "accepted" if seen.accepted else str(seen))))
+        return _joined(verdicts)
+
+    return _everywhere(target.psk_listeners, look)
+
+
+# What an OpenSSL server says: in TLS 1.2 the client's Finished cannot be read, in 1.3 its binder is wrong.
+_WRONG_PSK = {"1.2": ("bad record mac", "decrypt error"), "1.3": ("decrypt error", "illegal parameter")}
+# In TLS 1.3 it goes on without the key, and has no certificate to go on with.
+_UNKNOWN_PSK = {"1.2": ("unknown psk identity",), "1.3": ("handshake failure",)}
+# The server has nothing that such a client speaks.
+_NO_PSK = {"1.2": ("handshake failure",), "1.3": ("handshake failure",)}
+
+
+def _psk_refused(
+    pick: Callable[[Target], Credentials], reasons: Mapping[str, tuple[str, ...]]
+) -> Callable[[Target], Verdict]:
+    def run(target: Target) -> Verdict:
+        def look(listener: Listener) -> Verdict:
+            verdicts = []
+            for version in target.gateway.tls_versions:
+                seen = probe.handshake(listener, pick(target), offer=Offer(version, version))
+                verdicts.append((f"TLS {version}", _alert(seen, *reasons[version])))
+            return _joined(verdicts)
+
+        return _everywhere(target.psk_listeners, look)
+
+    return run
+
+
+def _client_id_bound(target: Target) -> Verdict:
+    def refuses(listener: Listener) -> Verdict:
+        answers: list[tuple[probe.Version, Answer]] = []
+        for version in (4, 5):
+            answer = probe.enter(
+                listener, target.credentials(listener), client_id=probe.made_up_name(), version=version
+            )
+            answers.append((version, answer))
+            if not (answer.outcome is Outcome.REFUSED and answer.code in _NOT_AUTHORIZED):
+                return Verdict(False, f"another client id than the identity's, MQTT {_NAMES[version]}: {answer}")
+        return Verdict(True, f"another client id is refused: {answers[-1][1].reason}")
+
+    def replaces(listener: Listener) -> Verdict:
         credentials = target.credentials(listener)
         with (
             Session(listener, credentials, client_id=probe.made_up_name()) as first,
@@ -700,13 +799,25 @@ def _client_id_bound(target: Target) -> Verdict:
         return Verdict(True, f"a second client id ends the first's session: {goodbye}")
 
     # paho's WebSockets client notices the end of a session as the others do, but the broker handles them alike.
-    return _everywhere(target.listeners, look)
+    return _everywhere(
+        target.listeners,
+        lambda listener: (refuses if target.binds_client_ids(listener) else replaces)(listener),
+    )
+
+
+_NAMES = {4: "3.1.1", 5: "5"}
 
 
 def _identity_from_certificate(target: Target) -> Verdict:
     topic = target.own()
     # Nobody's name, so that no device is disturbed should the gateway believe it.
     posing = Credentials(target.identity.certificate, target.identity.key, probe.made_up_name(), None)
+    if target.binds_client_ids(target.mtls):
+        for client_id in (target.identity.id, posing.client_id):
+            answer = probe.enter(target.mtls, posing, client_id=client_id)
+            if not (answer.outcome is Outcome.REFUSED and answer.code in _NOT_AUTHORIZED):
+                return Verdict(False, f"a user name that is not the certificate's was answered: {answer}")
+        return Verdict(True, f"a user name that is not the certificate's is refused: {answer.reason}")
     with Session(target.mtls, posing) as session:
         receipt = session.publish(topic, b"who am I?")
     if receipt.granted:
@@ -783,6 +894,8 @@ def _filter_shows_nothing(pick: Callable[[Target, str], str]) -> Callable[[Targe
         leaks = [message for message in arrived if not message.topic.startswith(readable)]
         if leaks:
             return Verdict(False, f"{topic_filter} shows {_said(leaks)}")
+        if target.gateway.access_control == "plugin" and granted.code != probe.NOT_AUTHORIZED:
+            return Verdict(False, f"SUBSCRIBE to {topic_filter} was not refused: {granted}")
         return Verdict(True, f"SUBSCRIBE answered {granted}; nothing forbidden arrived")
 
     return run
@@ -862,6 +975,10 @@ def _speaks(version: str) -> Callable[[Gateway], bool]:
     return lambda gateway: version in gateway.tls_versions
 
 
+def _has_psk(gateway: Gateway) -> bool:
+    return gateway.psk_port is not None
+
+
 def _has_passwords(gateway: Gateway) -> bool:
     return gateway.password_port is not None or gateway.websockets_port is not None
 
@@ -876,9 +993,16 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(_ENCRYPTION, "plaintext MQTT is refused", True, _plaintext_refused),
     Check(_ENCRYPTION, "TLS versions that are not configured are refused", False, _old_tls_refused),
-    Check(_ENCRYPTION, "broken ciphers are refused", False, _suites_refused(probe.BROKEN_SUITES)),
-    Check(_ENCRYPTION, "CBC ciphers are refused", False, _suites_refused(probe.CBC_SUITES)),
-    Check(_ENCRYPTION, "ciphers without forward secrecy are refused", False, _suites_refused(probe.STATIC_KEY_SUITES)),
+    Check(
+        _ENCRYPTION, "broken ciphers are refused", False, _suites_refused(probe.BROKEN_SUITES, probe.BROKEN_PSK_SUITES)
+    ),
+    Check(_ENCRYPTION, "CBC ciphers are refused", False, _suites_refused(probe.CBC_SUITES, probe.CBC_PSK_SUITES)),
+    Check(
+        _ENCRYPTION,
+        "ciphers without forward secrecy are refused",
+        False,
+        _suites_refused(probe.STATIC_KEY_SUITES, probe.STATIC_PSK_SUITES),
+    ),
     Check(
         _ENCRYPTION, "TLS 1.2 is spoken with strong ciphers", False, _version_accepted("1.2"), applies=_speaks("1.2")
     ),
@@ -949,6 +1073,34 @@ CHECKS: tuple[Check, ...] = (
         _password_accepted,
         session=True,
         applies=_has_passwords,
+    ),
+    Check(
+        _AUTHENTICATION,
+        "nobody gets in without a pre-shared key",
+        True,
+        _psk_refused(lambda target: target.certificate, _NO_PSK),
+        applies=_has_psk,
+    ),
+    Check(
+        _AUTHENTICATION,
+        "a wrong pre-shared key is refused",
+        True,
+        _psk_refused(
+            lambda target: Credentials(psk_identity=target.identity.id, psk=secrets.token_bytes(32)), _WRONG_PSK
+        ),
+        applies=_has_psk,
+    ),
+    Check(
+        _AUTHENTICATION,
+        "an unknown pre-shared key identity is refused",
+        False,
+        _psk_refused(
+            lambda target: Credentials(psk_identity=probe.made_up_name(), psk=target.identity.psk), _UNKNOWN_PSK
+        ),
+        applies=_has_psk,
+    ),
+    Check(
+        _AUTHENTICATION, "the probe's pre-shared key is accepted", False, _psk_accepted, session=True, applies=_has_psk
     ),
     Check(_AUTHENTICATION, "the client id is bound to the identity", False, _client_id_bound, session=True),
     Check(_AUTHENTICATION, "the identity is the certificate's", False, _identity_from_certificate, session=True),

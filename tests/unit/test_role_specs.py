@@ -192,7 +192,7 @@ def test_gateways_are_described_with_the_defaults_of_the_roles() -> None:
     assert found == {name: defaults[name] for name in found}
     for name in computed & set(defaults):
         assert _is_computed(defaults[name])
-    described = {"mosquitto_mtls_port", "mosquitto_password_port", "mosquitto_websockets_port"}
+    described = {"mosquitto_mtls_port", "mosquitto_password_port", "mosquitto_psk_port", "mosquitto_websockets_port"}
     assert described | {"mosquitto_tls_minimum", "mosquitto_max_packet_size_bytes", "ca_publish_port"} <= set(found)
 
 

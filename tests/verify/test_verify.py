@@ -95,7 +95,10 @@ def test_verify_passes_on_a_strict_broker(stage: brokers.Stage, pki: brokers.PKI
         report = verify.verify(task(pki, ports.gateway(address=stage.address)), started=brokers.now())
     assert failed(report) == {}
     assert report.passed
-    assert len(report.results) == len(verify.CHECKS)
+    # Those about pre-shared keys need the plugin: the suites run them on the deployed lab.
+    left_out = {check.name for check in verify.CHECKS} - {result.check for result in report.results}
+    assert all("pre-shared key" in name for name in left_out)
+    assert len(left_out) == 4
 
 
 def websockets(port: int, acl_file: str = "acl") -> str:
