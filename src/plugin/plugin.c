@@ -279,6 +279,7 @@ static int on_psk_key(int event, void *event_data, void *userdata)
 	struct mosquitto_evt_psk_key *question = event_data;
 	struct plugin *plugin = userdata;
 	struct device_record record;
+	struct session *session;
 	struct moment from;
 	enum reason reason = REASON_STORE;
 	int64_t now = wall();
@@ -308,9 +309,12 @@ static int on_psk_key(int event, void *event_data, void *userdata)
 	}
 	if(reason == REASON_NONE){
 		decide__address(mosquitto_client_address(question->client), &from);
-		if(!sessions__add(&plugin->sessions, question->client, question->identity, METHOD_PSK, NULL, &from)){
+		session = sessions__add(&plugin->sessions, question->client, question->identity, METHOD_PSK, NULL, &from);
+		/* Checked now, so that its end is kept even if it never asks for anything. */
+		reason = session ? sessions__check(&plugin->sessions, session, now) : REASON_INTERNAL;
+		if(reason != REASON_NONE){
+			sessions__remove(&plugin->sessions, question->client);
 			OPENSSL_cleanse(question->key, (size_t)question->max_key_len);
-			reason = REASON_INTERNAL;
 		}
 	}
 	if(reason != REASON_NONE){

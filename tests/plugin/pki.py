@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
 SERVER_NAME = "gateway-1.plant.example"
 HOUR = dt.timedelta(hours=1)
+_OTHER_USAGES = ("content_commitment", "data_encipherment", "decipher_only", "digital_signature", "encipher_only")
+CA_USAGE = x509.KeyUsage(
+    key_cert_sign=True,
+    crl_sign=True,
+    key_agreement=False,
+    key_encipherment=False,
+    **dict.fromkeys(_OTHER_USAGES, False),
+)
 
 
 def now() -> dt.datetime:
@@ -46,6 +54,10 @@ class Issued:
     def serial(self) -> str:
         return f"{self.certificate.serial_number:x}"
 
+    @property
+    def ends(self) -> dt.datetime:
+        return self.certificate.not_valid_after_utc
+
 
 @dataclass(frozen=True)
 class Authority:
@@ -68,6 +80,8 @@ class Authority:
             .not_valid_before(now() - 24 * HOUR)
             .not_valid_after(now() + 24 * HOUR)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            # Python 3.13 and later want to see it.
+            .add_extension(CA_USAGE, critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(key, hashes.SHA256())
         )
@@ -88,7 +102,7 @@ class Authority:
         ends: dt.datetime | None = None,
         server: bool = False,
     ) -> Issued:
-        """Issue a certificate with any subject, into FILE.pem and FILE.key."""
+        """Issue a certificate with any subject."""
         key = ec.generate_private_key(ec.SECP256R1())
         usage = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
         builder = (
@@ -107,6 +121,8 @@ class Authority:
             names = [x509.DNSName(SERVER_NAME), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         certificate = builder.sign(self.key, hashes.SHA256())
+        if not server:
+            file = f"{file}-{certificate.serial_number:x}"  # a device may have several
         path, key_path = self.folder / f"{file}.pem", self.folder / f"{file}.key"
         path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         key_path.touch(mode=0o600)

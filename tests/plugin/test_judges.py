@@ -387,7 +387,7 @@ def test_a_live_broker_decides_the_same(site: Site, start: Start) -> None:
 
 
 def speakable(access: int, topic: str) -> bool:
-    """Say whether it comes as far as the plugin: the broker refuses by itself what is malformed, and to write to $SYS."""
+    """Say whether it comes as far as the plugin: the broker itself refuses what is malformed, and to write to $SYS."""
     try:
         (topics.check_name if access == judge.PUBLISH else topics.check_filter)(topics.unshare(topic))
     except TopicError:
