@@ -140,8 +140,10 @@ def _summary(site: Site) -> dict[str, int]:
         "revoked": len(site.devices) - len(active),
         "certificate": sum("certificate" in device.authentication for device in active),
         "password": sum("password" in device.authentication for device in active),
+        "psk": sum("psk" in device.authentication for device in active),
         "waiting_for_csr": sum(_waits(device) for device in active),
         "roles": len(site.roles),
+        "rules": len(site.rules),
         "tests": len(site.tests),
     }
 

@@ -43,8 +43,10 @@ def test_compile_prints_one_json_object(site_folder: SiteFolder, capsys: pytest.
         "revoked": 1,
         "certificate": 2,
         "password": 1,
+        "psk": 0,
         "waiting_for_csr": 1,
         "roles": 1,
+        "rules": 0,
         "tests": 0,
     }
 
