@@ -36,10 +36,11 @@ if TYPE_CHECKING:
 
     from bednet.site import Site
 
+PROG = "bednet load"
 EXIT = {Verdict.PASSED: 0, Verdict.FAILED: 1, Verdict.INCONCLUSIVE: 3}
 
 
-def parser(prog: str = "python -m load") -> argparse.ArgumentParser:
+def parser(prog: str = PROG) -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         prog=prog,
@@ -99,7 +100,7 @@ def adjusted(profile: Profile, arguments: argparse.Namespace) -> Profile:
     return replace(profile, **{name: value for name, value in wanted.items() if value is not None})
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = "python -m load") -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Run the command; returns the exit code."""
     parsed = parser(prog).parse_args(arguments)
     if parsed.search and parsed.web is not None:

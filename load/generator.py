@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 _SECOND_NS = 1_000_000_000
 #: A device that could not connect, or lost its connection, tries again after so many seconds.
 RETRY_S = 1.0
-#: How long after the last connection was due the run begins without those that have not made it.
-CONNECT_DEADLINE_S = 20.0
 #: So many messages at a stretch, then what arrives gets its turn.
 _STRETCH = 32
 _TEND_S = 5.0
@@ -291,7 +289,7 @@ class Generator:
     def await_connected(self) -> bool:
         """Wait until every device is connected, or has had its time; return whether any is."""
         last = max((device.player.connect_at_s for device in self.devices), default=0.0)
-        deadline = self._first_ns + int((last + CONNECT_DEADLINE_S) * _SECOND_NS)
+        deadline = self._first_ns + int((last + self.plan.connect_deadline_s) * _SECOND_NS)
         while time.monotonic_ns() < deadline and not self.interrupted:
             if all(device.ready for device in self.devices):
                 break

@@ -362,6 +362,7 @@ def main(pending: Path, folder: Path) -> int:
         fcntl.flock(file, fcntl.LOCK_EX)
         take_back(read_pending(pending))
         pending.unlink(missing_ok=True)
+    pending.with_suffix(".log").unlink(missing_ok=True)
     return 0
 
 

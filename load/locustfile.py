@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import resource
 import sys
 import time
@@ -114,6 +115,7 @@ def _run(environment: Environment) -> None:
     assert generator is not None
     assert environment.runner is not None
     helpers = [gevent.spawn(_progress, generator), gevent.spawn(_charts, environment, generator)]
+    helpers.append(gevent.spawn(_orphaned, generator))
     any_ = generator.await_connected()
     if any_ and not generator.interrupted:
         _say(f"{generator.connected} of {len(generator.devices)} devices are connected; the load begins")
@@ -129,6 +131,14 @@ def _run(environment: Environment) -> None:
         environment.runner.quit()
     else:
         environment.runner.stop()
+
+
+def _orphaned(generator: Generator) -> None:
+    """End when whoever started us is gone: nobody will read the result, and the identities are being taken back."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        gevent.sleep(0.5)
+    generator.interrupted = True
 
 
 def _write(generator: Generator, tally: Tally, *, complete: bool) -> None:

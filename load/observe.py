@@ -165,6 +165,10 @@ class Observer:
         """End watching, and tell what was seen."""
         process = self._process
         if process is not None:
+            if not self._lines:
+                # A shell that refuses says why, and ends by itself.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(2)
             process.terminate()
             try:
                 process.wait(5)

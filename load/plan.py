@@ -34,6 +34,7 @@ VERSION = 1
 PACE = "publish_every_s"
 #: What stands for the `#` of a rule when a device answers a command, and when it is sent one.
 ANSWER, COMMAND = "answer", "load"
+CONNECT_DEADLINE_S = 20.0
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 TELEMETRY, COMMANDS, ANSWERS, FLOOD, TRESPASS, SLOW = "telemetry", "commands", "answers", "flood", "trespass", "slow"
@@ -107,6 +108,8 @@ class Plan:
     """All that the generator needs to know.
 
     :ivar run: a number that is in every payload.
+    :ivar connect_deadline_s: how long after the last connection was due the load begins without those that have not
+        made it.
     :ivar drain_s: how long what is under way may take after the last message was due.
     """
 
@@ -118,6 +121,7 @@ class Plan:
     duration_s: float
     warmup_s: float
     drain_s: float
+    connect_deadline_s: float
     cut_at_s: float
     reconnect_within_s: float
     players: tuple[Player, ...]
@@ -331,6 +335,7 @@ def make_plan(
         profile.duration_s,
         warmup_s,
         drain_s,
+        CONNECT_DEADLINE_S,
         profile.cut_at * profile.duration_s,
         profile.reconnect_within_s,
         tuple(players),

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts around a run: identities of its own, the watched broker, the report, the search, the command line."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bednet.commands import checked_site
+from bednet.policy import Access
+from bednet.site import Site, decide
+from load import identities, observe, search
+from load import report as reports
+from load.__main__ import main
+from load.plan import Gateway, make_plan
+from load.profiles import PROFILES, Profile
+from load.report import Report, ReportError
+from load.slo import Threshold, Verdict, judge
+from tests.load.conftest import EXAMPLE
+from tests.load.test_slo import KEPT, good, watched
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+GATEWAY = Gateway("gateway-1", "127.0.0.1", "gateway-1.plant.example", 8883, 8884)
+
+
+# Identities
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> list[str]:
+    """A site with four load devices, copies of a sensor, a PLC, a meter and a reader."""
+    templates = ["temp-101", "plc-1-filler", "energy-1", "historian"]
+    return identities.make_site(EXAMPLE, tmp_path / "site", "abc123", templates, now=NOW, until=False)
+
+
+def test_load_devices_live_in_a_branch_of_their_own(made: list[str], tmp_path: Path) -> None:
+    site = checked_site(tmp_path / "site", "P-256")
+    sensor, plc, _, historian = made
+    assert decide(site, sensor, Access.PUBLISH, f"load/sensors/{sensor}/value").allowed
+    assert decide(site, plc, Access.SUBSCRIBE, "load/factory/hall-1/line-1/setpoint/#").allowed
+    assert decide(site, historian, Access.SUBSCRIBE, "load/#").allowed
+    for name in made:
+        for topic in (f"sensors/{name}/value", "sensors/temp-101/value", "commands/temp-101/interval"):
+            assert not decide(site, name, Access.PUBLISH, topic).allowed
+        for topic in ("#", "sensors/#", f"commands/{name}/#", "factory/#"):
+            assert not decide(site, name, Access.SUBSCRIBE, topic).allowed
+    # A deny goes along.
+    assert not decide(site, plc, Access.PUBLISH, f"load/sensors/{plc}/safety/stop").allowed
+
+
+def test_the_sites_own_devices_keep_their_rights(made: list[str], tmp_path: Path, example: Site) -> None:
+    site = checked_site(tmp_path / "site", "P-256")
+    for name in example.devices:
+        before = [(g.rule.effect, g.rule.access, g.topic_filter) for g in example.grants[name]]
+        after = [(g.rule.effect, g.rule.access, g.topic_filter) for g in site.grants[name]]
+        assert after == before
+    assert set(site.devices) - set(example.devices) == set(made)
+
+
+def test_load_devices_come_in_as_their_models_do(made: list[str], tmp_path: Path) -> None:
+    site = checked_site(tmp_path / "site", "P-256")
+    assert [site.devices[name].authentication for name in made] == [
+        ("certificate",),
+        ("certificate",),
+        ("password",),
+        ("certificate",),
+    ]
+    assert {site.devices[name].enrolment for name in made if "certificate" in site.devices[name].authentication} == {
+        "csr"
+    }
+
+
+def test_access_ends_within_a_day_where_that_can_be_said(tmp_path: Path) -> None:
+    identities.make_site(EXAMPLE, tmp_path / "site", "abc123", ["temp-101"], now=NOW, until=True)
+    entry = yaml.safe_load((tmp_path / "site/devices.yml").read_text())["devices"][-1]
+    assert entry["until"] == "2026-03-02T12:00:00Z"
+
+
+def test_rules_by_attributes_are_moved_too(tmp_path: Path) -> None:
+    rule = {
+        "name": "floor",
+        "when": "device.location == 'hall-1' || device.location == 'hall-2'",
+        "allow": {"publish": ["floor/{device.id}"]},
+    }
+    source = tmp_path / "source"
+    source.mkdir()
+    policy = yaml.safe_load((EXAMPLE / "policy.yml").read_text())
+    (source / "policy.yml").write_text(yaml.safe_dump({**policy, "rules": [*policy.get("rules", []), rule]}))
+    (source / "devices.yml").write_text((EXAMPLE / "devices.yml").read_text())
+    (name,) = identities.make_site(source, tmp_path / "site", "abc123", ["temp-101"], now=NOW, until=False)
+    site = checked_site(tmp_path / "site", "P-256")
+    assert decide(site, name, Access.PUBLISH, f"load/floor/{name}").allowed
+    assert not decide(site, name, Access.PUBLISH, f"floor/{name}").allowed
+    assert decide(site, "temp-101", Access.PUBLISH, "floor/temp-101").allowed
+    assert not decide(site, "temp-101", Access.PUBLISH, "load/floor/temp-101").allowed
+
+
+def test_a_run_that_is_at_work_leaves_nothing_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identities, "STATE", tmp_path)
+    folder = tmp_path / "pending"
+    folder.mkdir()
+    (folder / "dead.json").write_text('{"run": "dead", "site": "s", "count": 3}')
+    (folder / "live.json").write_text('{"run": "live", "site": "s", "count": 3}')
+    hold = "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, folder / "live.json"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert [path.stem for path in identities.leftovers()] == ["dead"]
+        holder.communicate()
+    assert identities.read_pending(folder / "dead.json") == identities.Pending("dead", "s", 3)
+    assert [path.stem for path in identities.leftovers()] == ["dead", "live"]
+
+
+# The broker
+
+
+def script(second: int, ticks: int, *, rss: int = 2048, files: int = 9) -> list[tuple[float, str]]:
+    stat = f"1 (a (b) c) S {' '.join(['0'] * 10)} {ticks} 0 0"
+    lines = [f"T {second}.00", f"S {stat}", f"C cpu {second * 100} 0 0 {second * 100} 0 0 0 0", f"F {files}"]
+    lines += [f"M VmRSS: {rss}", "M VmHWM: 4096", "M MemAvailable: 1048576", "E"]
+    return [(float(second), line) for line in lines]
+
+
+def test_what_proc_says_is_read() -> None:
+    head = [(0.0, "H tick 100"), (0.0, "H cores 4"), (0.0, "H broker mosquitto version 2.0.21")]
+    seen = observe.parse([*head, *script(10, 500), *script(11, 525), *script(13, 625, rss=3072)])
+    assert [sample.cpu_percent for sample in seen.samples] == [25, 50]
+    assert [sample.host_percent for sample in seen.samples] == [50, 50]
+    assert seen.samples[1].memory_mib == 3
+    assert seen.samples[0].files == 9
+    assert seen.peak_memory_mib == 4
+    assert seen.host["cores"] == "4"
+    assert not seen.died
+
+
+def test_a_broker_that_died_is_told() -> None:
+    seen = observe.parse([*script(1, 0), *script(2, 1), *script(3, 2), (4.0, "X the broker's process is gone")])
+    assert seen.died
+    assert seen.memory_mib is None
+
+
+def test_noise_from_a_shell_is_no_sample() -> None:
+    assert observe.parse([(0.0, "Welcome"), (0.0, ""), (0.0, "S x"), (1.0, "E"), (2.0, "E")]).samples == ()
+
+
+def test_a_shell_that_refuses_is_told_in_its_words() -> None:
+    observer = observe.Observer(["sh", "-c", "echo 'sudo: a password is required' >&2; exit 1", "--"])
+    observer.start()
+    assert observer.stop().problem == "sudo: a password is required"
+
+
+def test_a_shell_that_is_not_there_is_told() -> None:
+    observer = observe.Observer(["/nowhere/ssh"])
+    observer.start()
+    assert "No such file" in observer.stop().problem
+
+
+# The report
+
+
+def report(example: Site, tally: object = None, **changes: object) -> Report:
+    plan = make_plan(
+        example,
+        GATEWAY,
+        "steady",
+        PROFILES["steady"],
+        {name: Path("/x") for name in ("temp-101", "line-1", "historian")},
+    )
+    counted = good()
+    for second in range(5):
+        counted.second(second).sent = second
+    seen = watched()
+    judgement = judge(KEPT, counted, seen, complete=True)
+    made = Report(NOW, 1.0, plan, counted, seen, judgement, True, False, "Test.")
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+class Checker(html.parser.HTMLParser):
+    """Sees whether every element is closed."""
+
+    VOID = frozenset({"meta", "line", "rect", "polyline", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            assert not (name in ("src", "href") and value), "the page needs something else"
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_nothing_else(example: Site) -> None:
+    page = reports.as_html(report(example))
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    assert {"svg", "table", "polyline"} <= checker.seen
+    assert "PASSED: gateway-1 carries 3 devices" in page
+    assert "Partial" not in page
+
+
+def test_a_partial_report_says_so(example: Site, tmp_path: Path) -> None:
+    partial = report(example, interrupted=True)
+    assert "Partial report" in reports.as_html(partial)
+    assert "PARTIAL" in reports.summary(partial)
+    reports.write(partial, tmp_path / "new")
+    assert json.loads((tmp_path / "new/report.json").read_text())["partial"] is True
+
+
+def test_what_a_gateway_says_is_not_taken_for_markup(example: Site) -> None:
+    bad = report(example, observation=replace(watched(), host={"cpu": "<script>alert(1)</script>"}))
+    assert "<script>" not in reports.as_html(bad)
+
+
+def test_a_report_names_what_broke_first(example: Site) -> None:
+    slow = report(example)
+    for second in (3, 4):
+        slow.tally.second(second).latency.add(900_000_000)
+        slow.tally.second(second).connected = 3
+    assert reports.broke_first(slow).startswith("deliveries took 9")
+    assert reports.broke_first(slow).endswith("3 s after the load began")
+    assert reports.broke_first(report(example)) == ""
+
+
+def test_a_report_names_what_was_not_measured(example: Site) -> None:
+    told = " ".join(reports.not_measured(report(example, observation=None)))
+    assert "CPU, memory and sockets" in told
+    assert "forbidden" in told
+    assert "$SYS" in told
+
+
+def test_a_full_disk_leaves_no_half_report(example: Site, tmp_path: Path) -> None:
+    # A folder in the way of the file: writing succeeds, and putting it in place does not.
+    (tmp_path / "report.html").mkdir()
+    (tmp_path / "report.html/x").touch()
+    with pytest.raises(ReportError, match="The report cannot be written"):
+        reports.write(report(example), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report.json"}
+
+
+# The search
+
+
+def attempts(example: Site, limit: float, verdict: Verdict) -> tuple[list[float], search.Found]:
+    """Search against a gateway that holds so many times the profile's load."""
+    tried: list[float] = []
+
+    def attempt(profile: Profile) -> Report:
+        factor = 1 / profile.every_s
+        tried.append(factor)
+        held = factor <= limit
+        made = report(example)
+        judgement = replace(
+            made.judgement,
+            verdict=Verdict.PASSED if held else verdict,
+            reasons=() if held else ("latency_p99_ms is 900.",),
+            generator_limited=("It was late.",) if not held and verdict is Verdict.INCONCLUSIVE else (),
+        )
+        return replace(made, judgement=judgement)
+
+    return tried, search.search(Profile("", every_s=1.0), attempt, say=lambda _: None)
+
+
+def test_a_search_finds_the_knee(example: Site) -> None:
+    tried, found = attempts(example, 11.0, Verdict.FAILED)
+    assert tried[:5] == [1, 2, 4, 8, 16]
+    held = max(factor for factor, step in found.steps if step.judgement.verdict is Verdict.PASSED)
+    assert 11 / search.NEAR <= held <= 11
+    assert found.verdict is Verdict.PASSED
+    assert "first: latency_p99_ms is 900" in found.sentence()
+
+
+def test_a_search_that_meets_the_generators_limit_claims_none_of_the_gateways(example: Site) -> None:
+    _, found = attempts(example, 3.0, Verdict.INCONCLUSIVE)
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert "GENERATOR was the limit" in found.sentence()
+    assert found.sentence().startswith("At least")
+
+
+def test_a_search_from_too_much_says_so(example: Site) -> None:
+    tried, found = attempts(example, 0.5, Verdict.FAILED)
+    assert tried == [1]
+    assert found.verdict is Verdict.FAILED
+    assert "Not even" in found.sentence()
+
+
+def test_a_search_without_end_ends(example: Site, tmp_path: Path) -> None:
+    tried, found = attempts(example, 1e9, Verdict.FAILED)
+    assert len(tried) == search.MOST_RUNS
+    assert found.verdict is Verdict.INCONCLUSIVE
+    found.write(tmp_path)
+    document = json.loads((tmp_path / "search.json").read_text())
+    assert document["verdict"] == "inconclusive"
+    assert len(document["steps"]) == search.MOST_RUNS
+
+
+# The command line: what is wrong is said before anything is touched
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["/nowhere"], "there is no such folder"),
+        ([str(EXAMPLE), "--slo", "/nowhere/slo.yml"], "cannot be read: No such file"),
+        ([str(EXAMPLE), "--slo", str(EXAMPLE / "devices.yml")], "not a file of thresholds|unknown key devices"),
+        ([str(EXAMPLE), "--report", "/dev/null/x"], "No report can be written"),
+    ],
+)
+def test_bad_input_is_refused_in_words(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("load.__main__.STATE", tmp_path)
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert any(part in error for part in said.split("|"))
+    assert "Cure" in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--profile", "calm"],
+        ["--devices", "0"],
+        ["--duration", "-1"],
+        ["--every", "nan"],
+        ["--qos", "3"],
+        ["--search", "--web"],
+    ],
+)
+def test_a_wrong_command_line_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([str(EXAMPLE), *arguments])
+    assert ended.value.code == 2
+    assert "error" in capsys.readouterr().err
+
+
+def test_bednet_load_hands_everything_over() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bednet.cli", "load", "/nowhere", "--profile", "mixed"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "/nowhere" in done.stderr
+    assert "there is no such folder" in done.stderr
+
+
+def test_thresholds_read_like_sentences() -> None:
+    assert str(Threshold("latency_p99_ms", False, 500)) == "at most 500 ms"
+    assert str(Threshold("delivered_share", True, 0.999)) == "at least 0.999"

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A plan asks for nothing that the policy does not grant, and knows exactly who should hear what."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bednet import topics
+from bednet.policy import Access
+from bednet.site import Site, decide, load_site
+from load.plan import ANSWERS, COMMANDS, FLOOD, SLOW, TRESPASS, Gateway, Plan, PlanError, choose, make_plan, read_plan
+from load.profiles import PROFILES, Profile
+
+GATEWAY = Gateway("gateway-1", "127.0.0.1", "gateway-1.plant.example", 8883, 8884)
+
+
+def everyone(site: Site) -> dict[str, Path]:
+    return {name: Path("/nowhere") / name for name, device in site.devices.items() if device.revoked is None}
+
+
+def planned(site: Site, name: str, **changes: Any) -> Plan:
+    return make_plan(site, GATEWAY, name, replace(PROFILES[name], **changes), everyone(site))
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_only_what_the_policy_grants_is_asked_for(example: Site, name: str) -> None:
+    plan = planned(example, name)
+    for player in plan.players:
+        for heard, _ in player.subscribe:
+            assert decide(example, player.id, Access.SUBSCRIBE, heard).allowed
+        for stream in player.streams:
+            assert decide(example, player.id, Access.PUBLISH, stream.topic).allowed is (stream.kind != TRESPASS)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_audience_is_everybody_who_subscribed_and_may_hear(example: Site, name: str) -> None:
+    plan = planned(example, name)
+    assert any(stream.audience for stream in plan.streams)
+    for stream in plan.streams:
+        hearers = [
+            player
+            for player in plan.players
+            if any(topics.matches(heard, stream.topic) for heard, _ in player.subscribe)
+        ]
+        count = sum(number for _, _, number in stream.audience)
+        assert count == (0 if stream.kind == TRESPASS else len(hearers)), stream.topic
+
+
+def test_a_plan_survives_its_journey(example: Site, tmp_path: Path) -> None:
+    plan = planned(example, "mixed")
+    plan.write(tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == plan
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 0}', '{"version": 1, "players": [{}]}'])
+def test_what_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(PlanError, match="plan"):
+        read_plan(tmp_path / "plan.json")
+
+
+def test_commands_go_to_those_who_hear_them_and_answers_come_back(example: Site) -> None:
+    plan = planned(example, "commands")
+    streams = {stream.number: stream for stream in plan.streams}
+    owners = {stream.number: player for player in plan.players for stream in player.streams}
+    answered = [stream for stream in plan.streams if stream.kind == ANSWERS]
+    assert len(answered) >= 10
+    for answer in answered:
+        (number,) = answer.answers
+        command = streams[number]
+        assert command.kind == COMMANDS
+        target, commander = owners[answer.number], owners[number]
+        assert target.id in command.topic.split("/")
+        assert any(topics.matches(heard, command.topic) for heard, _ in target.subscribe)
+        assert any(topics.matches(heard, answer.topic) for heard, _ in commander.subscribe)
+    assert sum(stream.kind == COMMANDS for stream in plan.streams) == len(answered)
+
+
+def test_one_device_floods_and_says_nothing_else(example: Site) -> None:
+    plan = planned(example, "noisy-neighbour", flood_per_s=500)
+    (noisy,) = [player for player in plan.players if FLOOD in {stream.kind for stream in player.streams}]
+    (stream,) = noisy.streams
+    assert (stream.qos, stream.every_s) == (0, 0.002)
+
+
+def test_some_readers_are_slow_and_not_all(example: Site) -> None:
+    plan = planned(example, "slow-readers")
+    slow = {player.id for player in plan.players if player.slow_s}
+    heard = {(whose == SLOW) for stream in plan.streams for whose, _, _ in stream.audience}
+    assert slow
+    assert heard == {True, False}
+
+
+def test_a_device_has_a_pace_of_its_own(example: Site) -> None:
+    device = replace(example.devices["temp-101"], attributes={"publish_every_s": 7})
+    site = replace(example, devices={**example.devices, "temp-101": device})
+    pace = {player.id: {stream.every_s for stream in player.streams} for player in planned(site, "steady").players}
+    assert pace["temp-101"] == {7.0}
+    assert pace["temp-102"] == {1.0}
+
+
+@pytest.mark.parametrize("pace", [0, -1, "often", True])
+def test_a_pace_that_is_none_is_refused(example: Site, pace: Any) -> None:
+    device = replace(example.devices["temp-101"], attributes={"publish_every_s": pace})
+    site = replace(example, devices={**example.devices, "temp-101": device})
+    with pytest.raises(PlanError, match=r"devices\.yml:\d+: `publish_every_s` of 'temp-101'"):
+        planned(site, "steady")
+
+
+def test_a_plant_grows_by_those_who_tell(example: Site) -> None:
+    chosen = choose(example, 200)
+    assert len(chosen) == 200
+    counts = {name: chosen.count(name) for name in example.devices}
+    assert counts["vib-212"] == 0  # revoked
+    assert counts["historian"] == counts["line-1"] == counts["hmi-2"] == 1
+    assert min(counts["temp-101"], counts["plc-1-filler"], counts["energy-1"]) >= 10
+
+
+@pytest.mark.parametrize("count", [2, 4, 10, 23, 24])
+def test_few_devices_are_those_who_tell_and_somebody_who_listens(example: Site, count: int) -> None:
+    chosen = choose(example, count)
+    assert len(chosen) == len(set(chosen)) == min(count, 23) or len(chosen) == count
+    plan = make_plan(example, GATEWAY, "steady", PROFILES["steady"], {name: Path("/x") for name in set(chosen)})
+    assert plan.delivered_per_s > 0
+
+
+def site_of(tmp_path: Path, roles: dict[str, Any], devices: list[dict[str, Any]]) -> Site:
+    (tmp_path / "policy.yml").write_text(yaml.safe_dump({"version": 1, "roles": roles}))
+    (tmp_path / "devices.yml").write_text(yaml.safe_dump({"version": 1, "devices": devices}))
+    return load_site(tmp_path)
+
+
+MUTE = {"mute": {"allow": {"subscribe": ["x/#"]}}}
+TELLER = {"teller": {"allow": {"publish": ["t/{device.id}/#"]}}}
+FREE = {"free": {"allow": {"publish": ["#"], "subscribe": ["#"]}}}
+
+
+@pytest.mark.parametrize(
+    ("roles", "profile", "said"),
+    [
+        (MUTE, Profile("", telemetry=True), "Nobody has anything to say"),
+        (TELLER, Profile(""), "Nobody hears"),
+        (TELLER, Profile("", telemetry=False, command_every_s=1), "may command another"),
+        (TELLER, Profile("", slow_s=1), "For slow readers there must be two"),
+        (MUTE, Profile("", flood_per_s=10), "no device that could flood"),
+    ],
+)
+def test_a_profile_that_a_site_cannot_play_is_refused(
+    tmp_path: Path, roles: dict[str, Any], profile: Profile, said: str
+) -> None:
+    role = next(iter(roles))
+    site = site_of(tmp_path, roles, [{"id": name, "location": "here", "roles": [role]} for name in ("a1", "b2")])
+    with pytest.raises(PlanError, match=said):
+        make_plan(site, GATEWAY, "some", profile, everyone(site))
+
+
+def test_password_devices_need_a_listener(example: Site) -> None:
+    with pytest.raises(PlanError, match="comes in by password, and gateway-1 has no listener"):
+        make_plan(example, replace(GATEWAY, password_port=None), "steady", PROFILES["steady"], everyone(example))
+
+
+def test_a_site_in_which_nobody_tells_anything_is_not_multiplied(tmp_path: Path) -> None:
+    site = site_of(tmp_path, MUTE, [{"id": "a1", "location": "here", "roles": ["mute"]}])
+    with pytest.raises(PlanError, match="No device of this site may publish"):
+        choose(site, 10)
+
+
+def test_messages_do_not_bunch(example: Site) -> None:
+    plan = planned(example, "steady")
+    offsets = sorted(stream.offset_s for stream in plan.streams)
+    gaps = [after - before for before, after in pairwise(offsets)]
+    assert max(gaps) < 4 / len(offsets)
