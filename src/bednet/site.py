@@ -325,7 +325,8 @@ class _Assembly:
 
     def _profile(self, roles: tuple[str, ...], rules: tuple[str, ...]) -> str:
         held = [name for name in self.policy.roles if name in roles]
-        key = "+".join(sorted(held)) + ("|" + "+".join(sorted(rules)) if rules else "")
+        # No name begins with "-"; a key is never empty.
+        key = ("+".join(sorted(held)) or "-") + ("|" + "+".join(sorted(rules)) if rules else "")
         if key not in self.profiles:
             owners: list[Role | AttributeRule] = [self.policy.roles[name] for name in held]
             owners += [self.policy.rules[name] for name in rules]

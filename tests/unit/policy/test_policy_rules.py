@@ -248,11 +248,11 @@ def test_devices_share_their_profile_whatever_the_order_of_their_roles(site_fold
     ]
     site_folder.write_data(devices=devices, roles={"a": {"allow": {"publish": ["a"]}}, "b": {}})
     site = site_folder.load()
-    assert dict(site.profile_of) == {"d0": "a+b", "d1": "a+b", "d2": "a", "d3": ""}
+    assert dict(site.profile_of) == {"d0": "a+b", "d1": "a+b", "d2": "a", "d3": "-"}
     assert {key: [rule.id for rule in rules] for key, rules in site.profiles.items()} == {
         "a+b": ["role/a/allow/publish/0"],
         "a": ["role/a/allow/publish/0"],
-        "": [],
+        "-": [],
     }
     assert (len(site.grants), list(site.grants)) == (4, ["d0", "d1", "d2", "d3"])
 
