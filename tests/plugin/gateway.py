@@ -120,10 +120,11 @@ class Site:
     passwords: dict[str, str] = field(default_factory=dict)
     psk: dict[str, str] = field(default_factory=dict)
     revoked_serials: dict[str, str] = field(default_factory=dict)
+    map_size: int = store.MAP_SIZE
 
     @property
     def store(self) -> store.Store:
-        return store.Store(self.folder)
+        return store.Store(self.folder, map_size=self.map_size)
 
     def add(self, device: str, *authentication: str, profile: str = "sensor", **more: Any) -> str:
         """Add a device; say apply() when done."""
