@@ -40,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _load(arguments: argparse.Namespace) -> int:
     if not (CHECKOUT / "load/__main__.py").exists():
-        raise LoadError("bednet: the load tests are not here. Cure: run this from a checkout made ready by `make venv`.")
+        raise LoadError("bednet: the load tests are not here. Cure: run this from a checkout, after `make venv`.")
     path = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "load", *arguments.rest]
     os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": path})  # noqa: S606 - no shell is wanted
