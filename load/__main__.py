@@ -185,7 +185,7 @@ class _Job:
     def _run(self, profile: Profile) -> reports.Report:
         plan = self._plan(profile)
         _say(
-            f"Profile {plan.profile}: {len(plan.players)} devices on {plan.gateway.name}, {plan.offered_per_s:.0f} "
+            f"Profile {plan.profile}: {plan.devices} devices on {plan.gateway.name}, {plan.offered_per_s:.0f} "
             f"messages/s in, {plan.delivered_per_s:.0f}/s out, for {plan.warmup_s + plan.duration_s:.0f} s"
         )
         observer = Observer(self.described.shells[self.gateway.name])

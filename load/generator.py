@@ -37,6 +37,8 @@ RETRY_S = 1.0
 #: So many messages at a stretch, then what arrives gets its turn.
 _STRETCH = 32
 _TEND_S = 5.0
+#: What is kept of a figure that the broker tells of itself.
+_BROKER_BYTES = 100
 
 
 class Phase(enum.StrEnum):
@@ -97,7 +99,12 @@ class Device:
         stage = self._stage
         head = measure.read_stamp(payload)
         if head is None or head.run != stage.plan.run:
-            stage.tally.foreign += 1
+            if topic.startswith(b"$SYS/"):
+                name, told = topic.decode(), payload[:_BROKER_BYTES].decode(errors="replace")
+                stage.tally.broker_before.setdefault(name, told)
+                stage.tally.broker_after[name] = told
+            else:
+                stage.tally.foreign += 1
             return
         kind = stage.kind_of[head.stream]
         if kind == TRESPASS:

@@ -49,6 +49,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 STATE = CHECKOUT / ".bednet/load"
 PREFIX = "load-"
 TAG = "bednet-load"
+WATCHER = "load-watcher"
 BRANCH = "load"
 VALIDITY_DAYS = 1
 # Certificates of others are not to be renewed by the way, with a day's validity of ours.
@@ -85,7 +86,7 @@ class _Plain(yaml.SafeDumper):
 def make_site(
     source: Path, target: Path, run: str, templates: Sequence[str], *, now: datetime, until: bool
 ) -> list[str]:
-    """Write a site's files into a folder, with the run's devices added; return their ids.
+    """Write a site's files into a folder, with the run's devices added; return their ids, the watcher's last.
 
     :param templates: which device of the site each is a copy of.
     :param until: whether access may be given an end (only bednet's plugin knows how to keep it).
@@ -115,6 +116,13 @@ def make_site(
         if until:
             entry["until"] = (now + timedelta(days=VALIDITY_DAYS)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         added.append(entry)
+    # One more, who hears what the broker tells of itself.
+    watcher = {"id": f"{PREFIX}{run}-watcher", "location": devices["devices"][0]["location"], "tags": [TAG]}
+    watcher |= {"roles": [WATCHER], "authentication": ["certificate"], "enrolment": "csr"}
+    if until:
+        watcher["until"] = added[0]["until"]
+    added.append(watcher)
+    policy["roles"][WATCHER] = {"allow": {"subscribe": ["$SYS/#"]}}
     used = {role for template in templates for role in by_id[template]["roles"]}
     policy["roles"] |= {f"{PREFIX}{role}": _branch(policy["roles"][role]) for role in sorted(used)}
     if policy.get("rules"):

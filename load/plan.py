@@ -132,6 +132,14 @@ class Plan:
         return [stream for player in self.players for stream in player.streams]
 
     @property
+    def devices(self) -> int:
+        """How many play a device; who only watches the broker's own figures is none."""
+        return sum(
+            bool(player.streams) or any(not heard.startswith("$") for heard, _ in player.subscribe)
+            for player in self.players
+        )
+
+    @property
     def offered_per_s(self) -> float:
         """How many messages per second are published by schedule."""
         return sum(1 / stream.every_s for stream in self.streams if stream.every_s)
@@ -196,6 +204,19 @@ def filters(site: Site, device: str) -> list[str]:
         if not any(other != name and topics.covers(other, name) for other in granted):
             kept.append(name)
     return kept
+
+
+def broker_filters(site: Site, device: str) -> list[str]:
+    """Return where a device may hear what the broker tells of itself."""
+    granted = [
+        grant.topic_filter
+        for grant in site.grants[device]
+        if grant.rule.effect is Effect.ALLOW
+        and grant.rule.access is Access.SUBSCRIBE
+        and grant.topic_filter.startswith("$SYS/")
+        and decide(site, device, Access.SUBSCRIBE, grant.topic_filter).allowed
+    ]
+    return list(dict.fromkeys(granted))
 
 
 def own_topics(site: Site, device: Device, word: str) -> list[str]:
@@ -321,7 +342,10 @@ def make_plan(
                 4 if number % 4 == 1 and TRESPASS not in {s.kind for s in draft.streams[device.id]} else 5,
                 profile.clean,
                 number / profile.connects_per_s,
-                tuple((heard, profile.qos) for heard in draft.heard[device.id]),
+                (
+                    *((heard, profile.qos) for heard in draft.heard[device.id]),
+                    *((heard, 0) for heard in broker_filters(site, device.id)),
+                ),
                 tuple(draft.with_audience(stream, slow) for stream in draft.streams[device.id]),
                 profile.slow_s if device.id in slow else 0.0,
             )

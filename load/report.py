@@ -34,6 +34,19 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _MAX_MS = 1e9
+#: What is shown of the broker's own topics; the JSON report has all of them.
+BROKER_FIGURES = {
+    "$SYS/broker/version": "version",
+    "$SYS/broker/clients/connected": "clients connected",
+    "$SYS/broker/clients/disconnected": "clients away whose session is kept",
+    "$SYS/broker/messages/received": "packets received",
+    "$SYS/broker/messages/sent": "packets sent",
+    "$SYS/broker/publish/messages/received": "publishes received",
+    "$SYS/broker/publish/messages/sent": "publishes sent",
+    "$SYS/broker/publish/messages/dropped": "publishes dropped",
+    "$SYS/broker/store/messages/count": "messages held",
+    "$SYS/broker/heap/current": "heap, bytes",
+}
 
 
 class ReportError(BednetError):
@@ -149,7 +162,8 @@ def not_measured(report: Report) -> list[str]:
     if not report.tally.reconnects:
         told.append("Reconnecting (profile `reconnect-storm`).")
     told.append("Latencies of messages that were lost: a lost message counts as lost, not as slow.")
-    told.append("The broker's own topics ($SYS), its queues among them.")
+    if not report.tally.broker_after:
+        told.append("What the broker tells of itself under $SYS: nobody who was played may hear it.")
     if len(report.tally.deliveries) and not any(qos == 2 for _, qos in report.tally.deliveries):  # noqa: PLR2004
         told.append("QoS 2.")
     return told
@@ -172,7 +186,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "profile": report.plan.profile,
         "site": report.plan.site,
         "gateway": asdict(report.plan.gateway),
-        "devices": len(report.plan.players),
+        "devices": report.plan.devices,
         "offered_per_s": report.plan.offered_per_s,
         "sent_per_s": report.sent_per_s,
         "received_per_s": report.received_per_s,
@@ -246,7 +260,7 @@ def check_writable(folder: Path) -> None:
 def headline(report: Report) -> str:
     """Return the verdict in one sentence."""
     plan, verdict = report.plan, report.judgement.verdict
-    what = f"{len(plan.players)} devices, {report.sent_per_s:.0f} messages/s in, {report.received_per_s:.0f}/s out"
+    what = f"{plan.devices} devices, {report.sent_per_s:.0f} messages/s in, {report.received_per_s:.0f}/s out"
     if verdict is Verdict.PASSED:
         return f"PASSED: {plan.gateway.name} carries {what}."
     if verdict is Verdict.FAILED:
@@ -491,6 +505,10 @@ def _machines(report: Report) -> str:
     }
     seen = report.observation
     gateway = dict(seen.host) if seen else {}
+    for name, meaning in BROKER_FIGURES.items():
+        before, after = tally.broker_before.get(name), tally.broker_after.get(name)
+        if before is not None and after is not None:
+            gateway[f"$SYS: {meaning}"] = after if before == after else f"{before}, later {after}"
     for noise in ("tick", "page", "since", "pid"):
         gateway.pop(noise, None)
     if seen and seen.samples:

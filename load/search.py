@@ -55,7 +55,7 @@ class Found:
             return "Not even the profile's own load passed; search from a smaller one (--devices, --every)."
         plan = self.held.plan
         holds = (
-            f"{plan.gateway.name} holds {len(plan.players)} devices at {self.held.sent_per_s:.0f} messages/s in and "
+            f"{plan.gateway.name} holds {plan.devices} devices at {self.held.sent_per_s:.0f} messages/s in and "
             f"{self.held.received_per_s:.0f}/s out"
         )
         if self.broke is None:

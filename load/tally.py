@@ -79,6 +79,8 @@ class Tally:
     :ivar connect: time from the moment a connection was due to CONNACK and SUBACK; `reconnect` likewise, after a cut.
     :ivar lost_connections: by reason, connections that broke and were not cut on purpose.
     :ivar foreign: messages that were not of this run.
+    :ivar broker_before: what the broker told of itself under $SYS when somebody who may hear it had subscribed;
+        `broker_after` what it told last.
     :ivar deliveries: by kind and QoS, such as ("telemetry", 1).
     :ivar tls: by version and cipher, how many connections.
     :ivar seconds: from the start of the schedule.
@@ -107,6 +109,8 @@ class Tally:
     cpu_s: float = 0.0
     busy_s: float = 0.0
     processes: int = 1
+    broker_before: dict[str, str] = field(default_factory=dict)
+    broker_after: dict[str, str] = field(default_factory=dict)
     deliveries: dict[tuple[str, int], Delivery] = field(default_factory=dict)
     seconds: list[Second] = field(default_factory=list)
 
@@ -177,4 +181,6 @@ def _sum(mine: Any, theirs: Any) -> Any:
     if isinstance(mine, Histogram):
         mine.merge(theirs)
         return mine
+    if isinstance(mine, dict) and not isinstance(mine, Counter):
+        return {**mine, **theirs}
     return mine + theirs

@@ -97,8 +97,11 @@ class Proxy:
             self._start(self._serve, connection)
 
     def _serve(self, connection: socket.socket) -> None:
+        # Whoever connects at the very end is not waited for.
+        connection.settimeout(2)
         try:
             tls = self._context.wrap_socket(connection, server_side=True)
+            tls.settimeout(None)
             broker = socket.create_connection(self._broker)
         except OSError:
             connection.close()

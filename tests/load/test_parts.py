@@ -43,7 +43,8 @@ def made(tmp_path: Path) -> list[str]:
 
 def test_load_devices_live_in_a_branch_of_their_own(made: list[str], tmp_path: Path) -> None:
     site = checked_site(tmp_path / "site", "P-256")
-    sensor, plc, _, historian = made
+    sensor, plc, _, historian, watcher = made
+    assert decide(site, watcher, Access.SUBSCRIBE, "$SYS/#").allowed
     assert decide(site, sensor, Access.PUBLISH, f"load/sensors/{sensor}/value").allowed
     assert decide(site, plc, Access.SUBSCRIBE, "load/factory/hall-1/line-1/setpoint/#").allowed
     assert decide(site, historian, Access.SUBSCRIBE, "load/#").allowed
@@ -72,6 +73,7 @@ def test_load_devices_come_in_as_their_models_do(made: list[str], tmp_path: Path
         ("certificate",),
         ("password",),
         ("certificate",),
+        ("certificate",),
     ]
     assert {site.devices[name].enrolment for name in made if "certificate" in site.devices[name].authentication} == {
         "csr"
@@ -95,7 +97,7 @@ def test_rules_by_attributes_are_moved_too(tmp_path: Path) -> None:
     policy = yaml.safe_load((EXAMPLE / "policy.yml").read_text())
     (source / "policy.yml").write_text(yaml.safe_dump({**policy, "rules": [*policy.get("rules", []), rule]}))
     (source / "devices.yml").write_text((EXAMPLE / "devices.yml").read_text())
-    (name,) = identities.make_site(source, tmp_path / "site", "abc123", ["temp-101"], now=NOW, until=False)
+    name, _ = identities.make_site(source, tmp_path / "site", "abc123", ["temp-101"], now=NOW, until=False)
     site = checked_site(tmp_path / "site", "P-256")
     assert decide(site, name, Access.PUBLISH, f"load/floor/{name}").allowed
     assert not decide(site, name, Access.PUBLISH, f"floor/{name}").allowed
