@@ -24,11 +24,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from bednet import yamlfile
+from bednet.devices_import import load_devices
 from bednet.errors import BednetError, SiteError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
+
+    from bednet.errors import Problem
 
 DEVICES = "devices.yml"
 REASONS = (
@@ -54,6 +57,10 @@ class RevocationError(BednetError):
     """A device cannot be revoked or reinstated so; the message says why and what to do."""
 
     code = "revocation"
+
+
+class NotListedError(RevocationError):
+    """devices.yml has no such device."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +101,14 @@ class Edit:
     :ivar changed: whether it differs from the old one.
     :ivar line: the device's line in the old text.
     :ivar before: the reason that stood there; None for a device in service.
+    :ivar file: which of the site's lists the device stands in.
     """
 
     text: str
     changed: bool
     line: int
     before: str | None
+    file: str = DEVICES
 
 
 # --- Where a device stands ------------------------------------------------------------------------------------------
@@ -176,7 +185,7 @@ def _find(text: str, device: str) -> _Entry:
             )
         found = entry
     if found is None:
-        raise RevocationError(f"device {device!r} is not listed in {DEVICES}. Cure: look how its id is written there")
+        raise NotListedError(f"device {device!r} is not listed in {DEVICES}. Cure: look how its id is written there")
     return found
 
 
@@ -229,8 +238,9 @@ def reinstate_text(text: str, device: str) -> Edit:
         return Edit(text, False, entry.line, None)
     if entry.revoked == COMPROMISED:
         raise RevocationError(
-            f"{DEVICES}:{entry.line}: {device} was revoked for {COMPROMISED}: whoever has its key could come back with "
-            "it. Cure: leave it revoked, and list the device anew under another id"
+            f"{DEVICES}:{entry.line}: {device} was revoked for {COMPROMISED}: whoever has its key would come back too. "
+            "Cure: leave it revoked; or, with the device in good hands again, take `revoked` out of its entry by hand "
+            "and run playbooks/site.yml, which gives it new keys"
         )
     there = entry.fields["revoked"]
     others = sorted(entry.fields.values(), key=lambda one: one.start)
@@ -284,7 +294,12 @@ def revoke(site: Path, device: str, reason: str, *, check: bool = False) -> Edit
     :raises RevocationError: see :func:`revoke_text`; also when the file cannot be written.
     :raises SiteError: when devices.yml is no YAML.
     """
-    return _edit(site, lambda text: revoke_text(text, device, reason), check=check)
+    if reason not in REASONS:
+        revoke_text("", device, reason)
+    try:
+        return _edit(site, lambda text: revoke_text(text, device, reason), check=check)
+    except NotListedError as exc:
+        return _elsewhere(site, device, reason, exc)
 
 
 def reinstate(site: Path, device: str, *, check: bool = False) -> Edit:
@@ -294,7 +309,32 @@ def reinstate(site: Path, device: str, *, check: bool = False) -> Edit:
     :raises RevocationError: see :func:`reinstate_text`; also when the file cannot be written.
     :raises SiteError: when devices.yml is no YAML.
     """
-    return _edit(site, lambda text: reinstate_text(text, device), check=check)
+    try:
+        return _edit(site, lambda text: reinstate_text(text, device), check=check)
+    except NotListedError as exc:
+        return _elsewhere(site, device, None, exc)
+
+
+def _elsewhere(site: Path, device: str, reason: str | None, not_listed: NotListedError) -> Edit:
+    """Look in the lists that other programs write: they are not changed here, but may say it already."""
+    problems: list[Problem] = []
+    found = (load_devices(site, problems) or {}).get(device)
+    if found is None:
+        if problems and any((site / name).exists() for name in ("devices.csv", "devices.json", "devices.jsonl")):
+            raise SiteError(problems) from not_listed
+        raise not_listed
+    if found.revoked == COMPROMISED and reason != COMPROMISED:
+        raise RevocationError(
+            f"{found.place}: {device} is revoked for {COMPROMISED}, and that cannot be taken back. "
+            "Cure: leave it revoked"
+        ) from not_listed
+    if found.revoked != reason:
+        what = f"write {reason!r} as its `revoked`" if reason else "empty its `revoked`"
+        raise RevocationError(
+            f"{found.place}: {device} stands in a list that another program writes, and it is not changed here. "
+            f"Cure: {what} where that list comes from, and run this again"
+        ) from not_listed
+    return Edit("", False, found.place.line, found.revoked, Path(found.place.file).name)
 
 
 def _edit(site: Path, change: Callable[[str], Edit], *, check: bool) -> Edit:
@@ -302,7 +342,7 @@ def _edit(site: Path, change: Callable[[str], Edit], *, check: bool) -> Edit:
     path = (site / DEVICES).resolve()
     try:
         with _alone(path.parent):
-            raw = path.read_bytes()
+            raw = path.read_bytes() if path.exists() else b""
             text = raw.decode("utf-8")
             mark = _BOM if text.startswith(_BOM) else ""
             edit = change(text.removeprefix(_BOM))
@@ -394,4 +434,4 @@ def _command_reinstate(arguments: argparse.Namespace) -> int:
 def _say(arguments: argparse.Namespace, edit: Edit, what: str) -> None:
     how = "" if edit.changed else f" {UNCHANGED}"
     would = "would say that " if edit.changed and arguments.check else ""
-    sys.stdout.write(f"{arguments.site / DEVICES}:{edit.line}: {would}{arguments.device} {what}.{how}\n")
+    sys.stdout.write(f"{arguments.site / edit.file}:{edit.line}: {would}{arguments.device} {what}.{how}\n")

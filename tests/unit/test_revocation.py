@@ -166,7 +166,7 @@ def test_what_cannot_be_revoked_is_refused_with_its_cure(text: str, device: str,
 
 def test_a_compromise_is_never_taken_back() -> None:
     text = revoke_text(PLANT, "vib-212", "keyCompromise").text
-    with pytest.raises(RevocationError, match=r"vib-212 was revoked for keyCompromise: .* Cure: .*under another id"):
+    with pytest.raises(RevocationError, match=r"vib-212 was revoked for keyCompromise: .* Cure: .*gives it new keys"):
         reinstate_text(text, "vib-212")
     with pytest.raises(RevocationError, match="vib-212 is revoked already, for keyCompromise"):
         revoke_text(text, "vib-212", "superseded")
@@ -273,3 +273,37 @@ def test_a_write_that_fails_leaves_the_old_file(site: Path, monkeypatch: pytest.
     monkeypatch.undo()
     assert (site / "devices.yml").read_text(encoding="utf-8") == PLANT
     assert [path.name for path in site.iterdir()] == ["devices.yml"]
+
+
+LIST = "id,location,roles,revoked\ntemp-901,hall-1,sensor,\ntemp-902,hall-1,sensor,superseded\n"
+
+
+@pytest.mark.parametrize("with_yaml", [True, False])
+def test_a_list_that_another_program_writes_is_not_changed_but_heeded(
+    site: Path, with_yaml: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its revocations come from where the list comes from; revoke.yml then goes on to the gateways."""
+    if with_yaml:
+        (site / "devices.yml").write_text("version: 1\ndevices: []\n", encoding="utf-8")
+    else:
+        (site / "devices.yml").unlink()
+    (site / "devices.csv").write_text(LIST, encoding="utf-8")
+    with pytest.raises(
+        RevocationError, match=r"devices\.csv:2: temp-901 stands in a list .* Cure: write 'superseded' as"
+    ):
+        revocation.revoke(site, "temp-901", "superseded")
+    with pytest.raises(
+        RevocationError, match=r"devices\.csv:3: temp-902 stands in a list .* Cure: empty its `revoked`"
+    ):
+        revocation.reinstate(site, "temp-902")
+    with pytest.raises(RevocationError, match="'temp-903' is not listed"):
+        revocation.revoke(site, "temp-903", "superseded")
+    assert main(["revoke", str(site), "temp-902", "superseded"]) == 0
+    assert (
+        capsys.readouterr().out == f"{site}/devices.csv:3: temp-902 is revoked for superseded. Nothing was changed.\n"
+    )
+    assert main(["reinstate", str(site), "temp-901"]) == 0
+    assert (site / "devices.csv").read_text(encoding="utf-8") == LIST
+    (site / "devices.csv").write_text(LIST.replace("superseded", "keyCompromise"), encoding="utf-8")
+    with pytest.raises(RevocationError, match="is revoked for keyCompromise, and that cannot be taken back"):
+        revocation.reinstate(site, "temp-902")
