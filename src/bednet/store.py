@@ -604,6 +604,20 @@ class Compiled:
         except _Unsound as exc:
             raise self._refused(str(exc)) from None
 
+    def only_device(self) -> tuple[bytes, Device]:
+        """Read a device's line that stands alone; its profile is somebody else's to check.
+
+        :raises Refused: when it is not what ``bednet compile`` writes, or a secret cannot be used.
+        """
+        try:
+            entry = _object(self._next(), _DEVICE_KEYS, "a device")
+            if isinstance(entry["profile"], str) and isinstance(entry["values"], list):
+                self._known[entry["profile"]] = profile_key(entry["profile"]), len(entry["values"])
+            device = self._device(entry)
+            return entry["device"].encode(), device
+        except _Unsound as exc:
+            raise self._refused(str(exc)) from None
+
     def _zone(self, data: object) -> None:
         entry = _object(data, _ZONE_KEYS, "a zone")
         name = _text(entry["zone"], "a zone's name")
@@ -918,21 +932,36 @@ class Store:
 
         return self._change(work, check=check, again=again)
 
-    def put(self, device_id: str, device: Device | None) -> Json:
-        """Write one device, or remove it, without looking at any other.
-
-        :raises Refused: when the store does not have the device's profile.
-        """
-        if not DEVICE_ID.fullmatch(device_id):
-            raise Refused(f"{device_id!r} cannot be a device's id. Cure: correct it")
-        key = device_id.encode()
+    def remove(self, device_id: str) -> Json:
+        """Remove one device, without looking at any other."""
+        key = device_id.encode(errors="replace")
 
         def work(run: _Run) -> Json:
-            if device is not None and run.old.get(b"profiles", device.profile) is None:
-                raise Refused(f"the store does not have the profile of {device_id}. Cure: apply the compiled site")
-            before, after = run.old.get(b"devices", key), None if device is None else device.encode()
+            before = run.old.get(b"devices", key) if DEVICE_ID.fullmatch(device_id) else None
+            if before is not None:
+                run.set(b"devices", DEVICE_CHANGED, key, before, None)
+            return {}
+
+        return self._change(work, new=False)
+
+    def put(self, line: str, secrets: object) -> Json:
+        """Write the one device of a line of a compiled site, without looking at any other.
+
+        :param secrets: see :class:`Secrets`; what is not for this device is left alone.
+        :raises Refused: when the line is unsound, or the store does not have the device's profile.
+        """
+        known = secrets if isinstance(secrets, Secrets) else Secrets(secrets)
+        device_id, device = Compiled([line], known).only_device()
+
+        def work(run: _Run) -> Json:
+            profile = run.old.get(b"profiles", device.profile)
+            if profile is None or len(device.values) < _values_needed(self._decoded(decode_profile, b"", profile)):
+                raise Refused(
+                    f"the store does not have the profile of {device_id.decode()}. Cure: apply the compiled site"
+                )
+            before, after = run.old.get(b"devices", device_id), device.encode()
             if before != after:
-                run.set(b"devices", DEVICE_CHANGED, key, before, after)
+                run.set(b"devices", DEVICE_CHANGED, device_id, before, after)
             return {}
 
         return self._change(work, new=False)
@@ -1424,6 +1453,10 @@ def _name(names: Mapping[str, int], number: int) -> str:
     return next(name for name, value in names.items() if value == number)
 
 
+def _values_needed(rules: Iterable[Rule]) -> int:
+    return max((part for rule in rules for part in topic_parts(rule.topic) if isinstance(part, int)), default=0)
+
+
 def _damage(old: _Old) -> Iterator[str]:
     """Read every record, and say what is wrong with it and with what it refers to."""
     zones, profiles = set(), dict[bytes, int]()
@@ -1440,9 +1473,7 @@ def _damage(old: _Old) -> Iterator[str]:
         except Damaged as exc:
             yield f"profile {key.hex()}: {exc}"
             continue
-        profiles[key] = max(
-            (part for rule in rules for part in topic_parts(rule.topic) if isinstance(part, int)), default=0
-        )
+        profiles[key] = _values_needed(rules)
         if not {window.zone for rule in rules for window in rule.windows} <= zones:
             yield f"profile {key.hex()}: a zone is missing"
     for key, record in old.items(b"devices"):
@@ -1473,18 +1504,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--store", type=Path, default=STORE, metavar="DIR", help="the store (default: %(default)s)")
     parser.add_argument("--group", help=f"who may read the store (default: {GROUP}, if there is such a group)")
+    # They may stand behind the command as well.
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--store", type=Path, default=argparse.SUPPRESS, metavar="DIR", help=argparse.SUPPRESS)
+    common.add_argument("--group", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    apply = commands.add_parser("apply", help="make the store what a compiled site says; secrets as JSON on stdin")
+    apply = commands.add_parser(
+        "apply", parents=[common], help="make the store what a compiled site says; secrets as JSON on stdin"
+    )
     apply.add_argument("compiled", type=Path, metavar="COMPILED", help="what bednet compile --output wrote")
     apply.add_argument("--check", action="store_true", help="dry run: tell what would change, and write nothing")
-    revoke = commands.add_parser("revoke", help="refuse a device from now on")
+    revoke = commands.add_parser("revoke", parents=[common], help="refuse a device from now on")
     revoke.add_argument("--reason", required=True, choices=REASONS, help="RFC 5280, 5.3.1")
-    reinstate = commands.add_parser("reinstate", help="let a revoked device in again, not after keyCompromise")
+    reinstate = commands.add_parser(
+        "reinstate", parents=[common], help="let a revoked device in again, not after keyCompromise"
+    )
     for command in (revoke, reinstate):
         command.add_argument("device", metavar="ID")
-    status = commands.add_parser("status", help="read-only health of the store")
+    status = commands.add_parser("status", parents=[common], help="read-only health of the store")
     status.add_argument("--deep", action="store_true", help="read every record")
-    dump = commands.add_parser("dump", help="what the store says, as JSON lines, without secrets")
+    dump = commands.add_parser("dump", parents=[common], help="what the store says, as JSON lines, without secrets")
     dump.add_argument("device", nargs="?", metavar="ID")
     return parser
 

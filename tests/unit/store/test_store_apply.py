@@ -218,17 +218,54 @@ def test_a_device_that_is_not_there_cannot_be_revoked(plant: store.Store, name: 
 
 def test_one_device_is_written_without_a_look_at_the_others(plant: store.Store) -> None:
     last = plant.status()["last_change"]
-    new = store.Device(store.profile_key("sensor"), certificate=True, until=1_800_000_000)
-    assert plant.put("new", new)["devices"] == 4
-    assert plant.get("new") == new
-    assert plant.put("new", new)["changed"] is False
-    assert plant.put("new", None)["devices"] == 3
+    line = json.dumps(device("new", "sensor", "password", until=1_800_000_000)) + "\n"
+    given_secrets = secrets(passwords={"new": PASSWORD, "word": PASSWORD})
+    assert plant.put(line, given_secrets)["devices"] == 4
+    password = store.Password(101, sites.SALT, sites.HASH)
+    assert plant.get("new") == store.Device(store.profile_key("sensor"), password=password, until=1_800_000_000)
+    assert plant.put(line, given_secrets)["changed"] is False
+    assert plant.remove("new")["devices"] == 3
     assert plant.get("new") is None
+    assert plant.remove("new")["changed"] is False
     assert changes(plant.folder, last) == [(store.DEVICE_CHANGED, b"new")] * 2
-    with pytest.raises(store.Refused, match="does not have the profile of new"):
-        plant.put("new", new._replace(profile=bytes(8)))
-    with pytest.raises(store.Refused, match="cannot be a device's id"):
-        plant.put("a/b", None)
+
+
+def test_one_device_is_the_same_alone_and_among_the_others(plant: store.Store, tmp_path: Path) -> None:
+    rules = rule("role/x/allow/publish/0", 1, "/", 2)
+    lines = compiled([device("a", "x", values=["1", "2"])], [profile("x", rules, names=["n", "m"])])
+    whole = store.Store(tmp_path / "whole")
+    whole.apply(lines, secrets())
+    expected = content(whole.folder)
+    whole.revoke("a", "superseded")
+    whole.put(lines[-1], secrets())
+    assert content(whole.folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (json.dumps(device("new", "unknown")) + "\n", "does not have the profile of new"),
+        (json.dumps(device("new/#")) + "\n", "'new/#' cannot be a device's id"),
+        (json.dumps(device("new") | {"device": 7}) + "\n", "7 cannot be a device's id"),
+        (json.dumps(device("new") | {"values": ["+"]}) + "\n", "which cannot stand in a topic"),
+        (json.dumps(device("new") | {"profile": None}) + "\n", "which the file does not list"),
+        (json.dumps(device("new")), "the line has no end"),
+        ("", "the line has no end"),
+    ],
+)
+def test_one_device_that_is_unsound_is_refused(plant: store.Store, line: str, why: str) -> None:
+    before = list(plant.raw())
+    with pytest.raises(store.Refused, match=why):
+        plant.put(line, secrets())
+    assert list(plant.raw()) == before
+
+
+def test_one_device_that_lacks_a_value_of_its_profile_is_refused(folder: Path) -> None:
+    rules = rule("role/x/allow/publish/0", 1)
+    plant = store.Store(folder)
+    plant.apply(compiled([device("a", "x", values=["1"])], [profile("x", rules, names=["n"])]), secrets())
+    with pytest.raises(store.Refused, match="does not have the profile of a"):
+        plant.put(json.dumps(device("a", "x")) + "\n", secrets())
 
 
 def test_many_changes_at_once_are_one_entry_that_says_everything(folder: Path) -> None:

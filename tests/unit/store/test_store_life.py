@@ -489,6 +489,8 @@ def test_the_tool_runs_as_one_file_and_says_what_it_did(tmp_path: Path) -> None:
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr.startswith("bednet-store reinstate: the key of b is compromised")
     assert json.loads(tool(folder, "status", "--deep", file=file).stdout)["devices"] == 2
+    elsewhere = tool(folder, "status", "--store", str(tmp_path / "none"), file=file)
+    assert f"{tmp_path / 'none'}: there is no store" in elsewhere.stderr
     shown = tool(folder, "dump", "b", file=file).stdout.splitlines()
     assert json.loads(shown[0])["revoked"] == "keyCompromise"
 
