@@ -92,6 +92,7 @@ class _Reader:
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = problems
         self.tested: list[tuple[str, Place]] = []
+        self._zones: set[str] = set()
 
     def refuse(self, place: Place, code: str, message: str, cure: str, *, warning: bool = False) -> None:
         self.problems.append(Problem(place, code, message, cure, warning))
@@ -175,7 +176,7 @@ class _Reader:
                 sound = False
         if zone is None or not isinstance(zone.value, str):
             return None
-        known = zoneinfo.available_timezones()
+        known = self._zones = self._zones or zoneinfo.available_timezones()  # reads many files
         if zone.value not in known:
             message = f"{source}: the time zone {zone.value!r} is not known"
             cure = (
