@@ -6,6 +6,7 @@ Each view is also held against the evaluator, which it must not contradict.
 
 from __future__ import annotations
 
+import copy
 import ipaddress
 import itertools
 import json
@@ -498,3 +499,28 @@ def test_the_matrix_of_ten_thousand_devices_has_few_columns(site_folder: SiteFol
     matrix = matrix_of(site_of(site_folder, {**policy, "tests": tests}, listed), Moment())
     assert [group[:2] for group in matrix.groups] == [("d0", "d1"), ("d7",)]
     assert "d0, d1, d2 and 9996 more" in matrix.text()
+
+
+# warnings
+
+_IDLE = re.compile(r"(role|rule) '(\w+)': (allow|deny) (publish|subscribe) '(.+)' (?:changes nothing|never holds): ")
+
+
+@plain
+@given(policies, devices)
+def test_a_line_that_is_said_to_change_nothing_can_be_taken_out(
+    site_folder: SiteFolder, policy: dict[str, Any], listed: list[Any]
+) -> None:
+    site = site_of(site_folder, policy, listed)
+    told = [match for warning in site.warnings if (match := _IDLE.match(warning.message))]
+    event(f"told: {min(len(told), 3)}")
+    for match in told[:3]:
+        kind, name, effect, access, template = match.groups()
+        without = copy.deepcopy(policy)
+        owner = without["roles"][name] if kind == "role" else without["rules"][int(name[1:])]
+        owner[effect][access].remove(template)
+        changed = site_of(site_folder, without, listed)
+        for device, topic, moment in itertools.product(site.devices, NAMES[:150:3], MOMENTS[::8]):
+            for asked in Access:
+                answers = {decide(either, device, asked, topic, moment).allowed for either in (site, changed)}
+                assert len(answers) == 1, (match[0], device, asked, topic, moment)
