@@ -42,15 +42,21 @@ verify: venv ## Probe the demo's gateways from outside; the exit code says wheth
 demo-down: ## Take the demo away: hosts, network, processes, and the Docker engine if the demo started it.
 	@if [ -e $(STAMP) ]; then $(TESTBED) down demo --stop-engine; else echo "There is no environment, so no demo is up."; fi
 
+# The deployed lab's tests keep one worker busy from beginning to end, those with labs of their own a second; with a
+# third two cores have something to do while a host boots or a package is fetched.
 .PHONY: test
-test: lint ## Run the linters and all suites, on a lab of their own.
-	@$(TESTBED) images trixie bookworm
-	@$(BIN)/python -m pytest -n 2 -m "not full"
+test: venv ## Run the linters and all suites, on a lab of their own.
+	@$(MAKE) --jobs=2 lint images
+	@$(BIN)/python -m pytest -n 3 -m "not full"
 
 .PHONY: test-full
-test-full: lint ## Run all of that, and the deployments that `make test` has no time for.
-	@$(TESTBED) images trixie bookworm
-	@$(BIN)/python -m pytest -n 2
+test-full: venv ## Run all of that, and the deployments that `make test` has no time for.
+	@$(MAKE) --jobs=2 lint images
+	@$(BIN)/python -m pytest -n 3
+
+.PHONY: bench
+bench: venv ## Measure what access control costs, beside other ways to do it, and write docs/benchmarks.md.
+	@$(BIN)/python -m load.bench
 
 .PHONY: deb
 deb: venv ## Build the broker's plugin as a Debian package: SUITE=trixie or bookworm, ARCH=amd64 or arm64.
@@ -63,6 +69,10 @@ test-unit: venv ## Run the tests that need no lab.
 .PHONY: load
 load: venv ## Load one gateway of a lab of its own, and say whether it keeps up: make load ARGS="--profile mixed".
 	@$(BIN)/python -m load.lab $(ARGS)
+
+.PHONY: images
+images: venv ## Build the images of the lab's hosts, where they are missing.
+	@$(TESTBED) images trixie bookworm
 
 .PHONY: lint
 lint: venv ## Check style, types and Ansible content at the strictest settings.

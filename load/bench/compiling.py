@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long the policy's way to a gateway takes: import, compile, store, and one changed device.
 
-``python -m tests.bench.store [DEVICES] [FOLDER]`` measures one round and prints it as JSON, times in seconds of wall
+``python -m load.bench.compiling [DEVICES] [FOLDER]`` measures one round and prints it as JSON, times in seconds of wall
 clock and of CPU, memory in MB. :func:`measure` does the same for a caller. Each step that needs much memory is a
 process of its own, so that its peak is its own.
 """
@@ -54,7 +54,7 @@ def write_site(folder: Path, devices: int) -> None:
 
 def _step(name: str, *arguments: str) -> Figures:
     """Run one of the steps below in a process of its own."""
-    command = [sys.executable, "-m", "tests.bench.store", f"--{name}", *arguments]
+    command = [sys.executable, "-m", "load.bench.compiling", f"--{name}", *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     figures: Figures = json.loads(done.stdout)
     return figures
