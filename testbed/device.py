@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plays the devices of a plant: each with its own credentials, connection, habits and counters.
 
-Runs on the lab's host `devices`, from a zip file that also holds paho-mqtt: nothing but a bare Python is needed there.
+Runs on the lab's host `devices`, from a zip file that also holds paho-mqtt and :mod:`bednet.psk`: nothing but a bare
+Python is needed there.
 
 - :func:`main`: ``devices.pyz PLAN STATUS`` plays until SIGTERM.
 - :class:`Device`: one device.
@@ -34,6 +35,8 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+
+from bednet import psk
 
 if TYPE_CHECKING:
     from paho.mqtt.reasoncodes import ReasonCode
@@ -183,6 +186,12 @@ class Device:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self._plan["authentication"] == "certificate":
             context.load_cert_chain(bundle / "certificate.pem", bundle / "key.pem")
+        elif self._plan["authentication"] == "psk":
+            # The gateway has no certificate here: who has the key is the gateway.
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            context.set_ciphers("ECDHE-PSK-CHACHA20-POLY1305")
+            psk.offer(context, self.id, bytes.fromhex((bundle / "psk").read_text(encoding="ascii")))
         else:
             client.username_pw_set(self.id, (bundle / "password").read_text(encoding="utf-8").rstrip("\n"))
         client.tls_set_context(context)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import paho.mqtt
 import yaml
 
+from bednet import psk
 from testbed import device as player
 from testbed.common import LabError
 from testbed.device import Habit
@@ -59,6 +60,9 @@ tar -C "$1/bundles" -xf - --no-same-owner
 chown -R devices: "$1/bundles"
 chmod -R u=rwX,go= "$1/bundles"
 """
+
+#: The ways to authenticate, the best first, and the port of a gateway that each is for.
+PORTS = {"certificate": "mtls_port", "password": "password_port", "psk": "psk_port"}
 
 #: What a sensor measures, by its type: quantity, unit, base, swing. Sensors without a type are thermometers.
 QUANTITIES = {
@@ -250,11 +254,13 @@ def _tar(folder: Path, cure: str) -> bytes:
 
 
 def player_zip() -> bytes:
-    """Return the player with paho-mqtt as one file that a bare Python runs."""
+    """Return the player with what it imports as one file that a bare Python runs."""
     buffer = io.BytesIO()
     root = Path(paho.mqtt.__file__).parent.parent
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(player.__file__, "__main__.py")
+        archive.writestr("bednet/__init__.py", "")
+        archive.write(psk.__file__, "bednet/psk.py")
         for path in sorted(root.rglob("*.py")):
             archive.write(path, str(Path("paho") / path.relative_to(root)))
     return buffer.getvalue()
@@ -277,11 +283,8 @@ def plan(devices: Sequence[Mapping[str, Any]], clients: Mapping[str, Mapping[str
         if client is None or device.get("enrolment") == "csr":
             continue
         habits = _habits(device, devices)
-        way = "certificate" if "certificate" in client["authentication"] else "password"
-        gateways = [
-            {"address": gateway["address"], "port": gateway["mtls_port" if way == "certificate" else "password_port"]}
-            for gateway in client["gateways"]
-        ]
+        way = next(way for way in PORTS if way in client["authentication"])
+        gateways = [{"address": gateway["address"], "port": gateway[PORTS[way]]} for gateway in client["gateways"]]
         everywhere = not habits["publish"] and "#" in habits["subscribe"]
         own = locations.index(str(device["location"])) % len(gateways)
         entries.append(

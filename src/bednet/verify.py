@@ -95,7 +95,7 @@ class Gateway:
     password_port: int | None = 8884
     psk_port: int | None = None
     websockets_port: int | None = None
-    access_control: str = "acl_file"
+    access_control: str = "plugin"
     plaintext_port: int = 1883
     closed_ports: tuple[int, ...] | None = None
     tls_versions: tuple[str, ...] = ("1.2", "1.3")

@@ -202,6 +202,8 @@ def test_verify_expects_of_a_gateway_what_the_role_makes_of_one_by_default() -> 
     versions = ("1.2", "1.3")
     assert expected.mtls_port == defaults["mosquitto_mtls_port"]
     assert expected.password_port == (defaults["mosquitto_password_port"] or None)
+    assert expected.psk_port == (defaults["mosquitto_psk_port"] or None)
+    assert expected.access_control == defaults["mosquitto_access_control"]
     assert expected.websockets_port == (defaults["mosquitto_websockets_port"] or None)
     assert expected.max_packet_size == defaults["mosquitto_max_packet_size_bytes"]
     assert expected.tls_versions == versions[versions.index(defaults["mosquitto_tls_minimum"]) :]

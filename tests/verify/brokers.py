@@ -215,6 +215,7 @@ class Ports:
             SERVER_NAME,
             mtls_port=self.mtls,
             password_port=self.password,
+            access_control="acl_file",
             plaintext_port=self.plaintext,
             # The usual ones are those of the gateway that is deployed on the same host.
             closed_ports=(self.off,),
