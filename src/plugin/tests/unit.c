@@ -1,0 +1,916 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Unit tests of what decides, under the address and undefined-behaviour sanitizers: `make check`.
+ *
+ * Allocations go through a shim that lets the n-th one fail; test_every_allocation_may_fail lets each of them fail once.
+ */
+#include "../bednet.h"
+
+#include <ftw.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <openssl/evp.h>
+
+#define CHECK(condition) \
+	do{ \
+		if(!(condition)){ \
+			fprintf(stderr, "%s:%d: %s: not so: %s\n", __FILE__, __LINE__, __func__, #condition); \
+			exit(1); \
+		} \
+	}while(0)
+
+#define HOUR 3600
+#define DAY 86400
+#define MONDAY 1732492800 /* 2024-11-25T00:00:00Z */
+
+/* ---- the shim ---- */
+
+static long fail_at = -1, allocations;
+
+void *__real_malloc(size_t size);
+void *__real_calloc(size_t count, size_t size);
+void *__real_realloc(void *old, size_t size);
+void *__wrap_malloc(size_t size);
+void *__wrap_calloc(size_t count, size_t size);
+void *__wrap_realloc(void *old, size_t size);
+
+
+static bool fails(void)
+{
+	return allocations++ == fail_at;
+}
+
+
+void *__wrap_malloc(size_t size)
+{
+	return fails() ? NULL : __real_malloc(size);
+}
+
+
+void *__wrap_calloc(size_t count, size_t size)
+{
+	return fails() ? NULL : __real_calloc(count, size);
+}
+
+
+void *__wrap_realloc(void *old, size_t size)
+{
+	return fails() ? NULL : __real_realloc(old, size);
+}
+
+
+/* ---- records, written by hand ---- */
+
+struct bytes {
+	uint8_t at[4096];
+	size_t len;
+};
+
+
+static void put(struct bytes *bytes, const void *data, size_t len)
+{
+	CHECK(bytes->len + len <= sizeof(bytes->at));
+	memcpy(bytes->at + bytes->len, data, len);
+	bytes->len += len;
+}
+
+
+static void put_int(struct bytes *bytes, uint64_t value, size_t width)
+{
+	for(; width > 0; width--, value >>= 8){
+		uint8_t byte = (uint8_t)value;
+
+		put(bytes, &byte, 1);
+	}
+}
+
+
+static void put_text(struct bytes *bytes, const char *text, size_t width)
+{
+	put_int(bytes, strlen(text), width);
+	put(bytes, text, strlen(text));
+}
+
+
+static struct slice slice_of(const struct bytes *bytes)
+{
+	return (struct slice){bytes->at, bytes->len};
+}
+
+
+static const uint8_t psk[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+
+static struct bytes a_device(uint8_t flags, int64_t until)
+{
+	struct bytes bytes = {.len = 0};
+	uint8_t hash[64] = {0};
+
+	put_int(&bytes, 1, 1);
+	put_int(&bytes, flags, 1);
+	put_int(&bytes, 0, 1);
+	put_int(&bytes, 2, 1);
+	put_int(&bytes, 7, 8);
+	put_int(&bytes, (uint64_t)until, 8);
+	put_text(&bytes, "hall-1", 1);
+	put_text(&bytes, "1", 1);
+	if(flags & FLAG_PASSWORD){
+		CHECK(PKCS5_PBKDF2_HMAC("secret", 6, (const uint8_t *)"salt", 4, 101, EVP_sha512(), sizeof(hash), hash) == 1);
+		put_int(&bytes, 101, 4);
+		put_text(&bytes, "salt", 1);
+		put_int(&bytes, sizeof(hash), 1);
+		put(&bytes, hash, sizeof(hash));
+	}
+	if(flags & FLAG_PSK){
+		put_int(&bytes, sizeof(psk), 1);
+		put(&bytes, psk, sizeof(psk));
+	}
+	return bytes;
+}
+
+
+struct a_rule {
+	const char *id;
+	uint8_t effect, access;
+	const char *topic; /* the byte 0xFF and a number stand for a placeholder */
+	size_t topic_len;
+	const struct window *window;
+	const struct network *network;
+};
+
+
+static struct bytes a_profile(const struct a_rule *rules, size_t count)
+{
+	struct bytes bytes = {.len = 0};
+	size_t i;
+
+	put_int(&bytes, 1, 1);
+	put_int(&bytes, 0, 1);
+	put_int(&bytes, count, 2);
+	for(i = 0; i < count; i++){
+		put_text(&bytes, rules[i].id, 1);
+		put_int(&bytes, rules[i].effect, 1);
+		put_int(&bytes, rules[i].access, 1);
+		put_int(&bytes, rules[i].window ? 1 : 0, 1);
+		put_int(&bytes, rules[i].network ? 1 : 0, 1);
+		if(rules[i].window){
+			put_int(&bytes, rules[i].window->days, 1);
+			put_int(&bytes, 0, 3);
+			put_int(&bytes, rules[i].window->from, 4);
+			put_int(&bytes, rules[i].window->to, 4);
+			put_int(&bytes, rules[i].window->zone, 4);
+		}
+		if(rules[i].network){
+			put_int(&bytes, rules[i].network->family, 1);
+			put_int(&bytes, rules[i].network->prefix, 1);
+			put(&bytes, rules[i].network->address, rules[i].network->family == 4 ? 4 : 16);
+		}
+		put_int(&bytes, rules[i].topic_len, 2);
+		put(&bytes, rules[i].topic, rules[i].topic_len);
+	}
+	return bytes;
+}
+
+#define RULE(ID, EFFECT, ACCESS, TOPIC) {.id = ID, .effect = EFFECT, .access = ACCESS, .topic = TOPIC, .topic_len = sizeof(TOPIC) - 1}
+
+/* ---- a store, written by hand ---- */
+
+static char folder[] = "/tmp/bednet-unit-XXXXXX";
+
+struct writer {
+	MDB_env *env;
+	MDB_txn *txn;
+	uint64_t change;
+};
+
+
+static void write_record(struct writer *writer, const char *database, const void *key, size_t key_len, const void *data,
+		size_t len)
+{
+	MDB_val mdb_key = {key_len, (void *)(uintptr_t)key}, value = {len, (void *)(uintptr_t)data};
+	MDB_dbi dbi;
+
+	CHECK(mdb_dbi_open(writer->txn, database, MDB_CREATE, &dbi) == 0);
+	if(data){
+		CHECK(mdb_put(writer->txn, dbi, &mdb_key, &value, 0) == 0);
+	}else{
+		CHECK(mdb_del(writer->txn, dbi, &mdb_key, NULL) == 0);
+	}
+}
+
+
+static void write_begin(struct writer *writer)
+{
+	CHECK(mdb_txn_begin(writer->env, NULL, 0, &writer->txn) == 0);
+}
+
+
+static void write_change(struct writer *writer, uint8_t kind, const char *subject)
+{
+	uint8_t key[8];
+	struct bytes value = {.len = 0};
+	size_t i;
+
+	writer->change++;
+	for(i = 0; i < sizeof(key); i++){
+		key[i] = (uint8_t)(writer->change >> (8 * (7 - i)));
+	}
+	put_int(&value, kind, 1);
+	put(&value, subject, strlen(subject));
+	write_record(writer, "changes", key, sizeof(key), value.at, value.len);
+}
+
+
+static void write_commit(struct writer *writer)
+{
+	struct bytes meta = {.len = 0};
+
+	put(&meta, "BEDNETST", 8);
+	put_int(&meta, 1, 4);
+	put_int(&meta, 0, 4);
+	put_int(&meta, writer->change, 8);
+	put_int(&meta, 1, 8);
+	put_int(&meta, 1, 8);
+	write_record(writer, "meta", "meta", 4, meta.at, meta.len);
+	CHECK(mdb_txn_commit(writer->txn) == 0);
+}
+
+
+static void write_device(struct writer *writer, const char *id, uint8_t flags, int64_t until)
+{
+	struct bytes device = a_device(flags, until);
+
+	write_record(writer, "devices", id, strlen(id), device.at, device.len);
+	write_change(writer, 1, id);
+}
+
+
+static int remove_entry(const char *path, const struct stat *stat, int type, struct FTW *ftw)
+{
+	(void)stat;
+	(void)type;
+	(void)ftw;
+	return remove(path);
+}
+
+
+static void remove_store(void)
+{
+	nftw(folder, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
+}
+
+
+/* A store with temp-1 to temp-3. LMDB must not open one environment twice in a process: the writer is another one. */
+static struct writer write_store(void)
+{
+	static const struct a_rule rules[] = {
+		RULE("role/sensor/allow/publish/0", EFFECT_ALLOW, 1, "sensors/\xff\x00/#"),
+		RULE("role/sensor/allow/subscribe/0", EFFECT_ALLOW, 2, "halls/\xff\x01/\xff\x02"),
+	};
+	struct writer writer = {0};
+	struct bytes profile = a_profile(rules, 2), key = {.len = 0};
+
+	strcpy(folder + strlen(folder) - 6, "XXXXXX");
+	CHECK(mkdtemp(folder));
+	CHECK(mdb_env_create(&writer.env) == 0);
+	CHECK(mdb_env_set_maxdbs(writer.env, 6) == 0);
+	CHECK(mdb_env_open(writer.env, folder, MDB_NOSYNC | MDB_NOTLS, 0600) == 0);
+	write_begin(&writer);
+	put_int(&key, 7, 8);
+	write_record(&writer, "profiles", key.at, key.len, profile.at, profile.len);
+	write_record(&writer, "zones", "zone", 4, "x", 1);
+	write_record(&writer, "revoked", "\x01\x02", 2, "\x01", 1);
+	write_device(&writer, "temp-1", FLAG_CERTIFICATE | FLAG_PASSWORD | FLAG_PSK, 0);
+	write_device(&writer, "temp-2", FLAG_CERTIFICATE, 2000);
+	write_device(&writer, "temp-3", FLAG_PSK, 0);
+	write_commit(&writer);
+	return writer;
+}
+
+
+/* ---- tests ---- */
+
+static void test_filters(void)
+{
+	static const struct {
+		const char *ours, *theirs;
+		bool covers;
+	} cases[] = {
+		{"#", "a", true}, {"#", "#", true}, {"#", "$SYS/a", false}, {"+/a", "$SYS/a", false}, {"$SYS/#", "$SYS/a", true},
+		{"a/#", "a", true}, {"a/#", "a/#", true}, {"a/#", "a/b/c", true}, {"a/+", "a/#", false}, {"a/+", "a/", true},
+		{"a/+", "a", false}, {"+", "#", false}, {"+/#", "#", true}, {"#", "+/#", true}, {"a", "+", false},
+		{"/a", "/a", true}, {"+/a", "/a", true}, {"a//b", "a//b", true}, {"a/+/b", "a//b", true}, {"a/b", "a/b/", false},
+	};
+	size_t i;
+
+	for(i = 0; i < sizeof(cases) / sizeof(cases[0]); i++){
+		CHECK(topics__covers(cases[i].ours, strlen(cases[i].ours), cases[i].theirs, strlen(cases[i].theirs))
+				== cases[i].covers);
+	}
+	CHECK(topics__filter_ok("a/+/#", 5) && topics__filter_ok("/", 1) && topics__filter_ok("#", 1));
+	CHECK(!topics__filter_ok("", 0) && !topics__filter_ok("a#", 2) && !topics__filter_ok("#/a", 3));
+	CHECK(!topics__filter_ok("a+/b", 4) && !topics__filter_ok("a\0b", 3) && !topics__name_ok("a/+", 3));
+}
+
+
+static void test_shared_subscriptions(void)
+{
+	static const struct {
+		const char *filter, *inner; /* NULL: malformed */
+	} cases[] = {
+		{"$share/g/a/#", "a/#"}, {"a/#", "a/#"}, {"$sharex/g/a", "$sharex/g/a"}, {"$share/g//", "/"}, {"$share", NULL},
+		{"$share/", NULL}, {"$share/g", NULL}, {"$share/g/", NULL}, {"$share//a", NULL}, {"$share/+/a", NULL},
+		{"$share/#/a", NULL}, {"$shar", "$shar"},
+	};
+	size_t i;
+
+	for(i = 0; i < sizeof(cases) / sizeof(cases[0]); i++){
+		const char *filter = cases[i].filter;
+		size_t len = strlen(filter);
+		bool sound = topics__unshare(&filter, &len);
+
+		CHECK(sound == (cases[i].inner != NULL));
+		CHECK(!sound || (len == strlen(cases[i].inner) && memcmp(filter, cases[i].inner, len) == 0));
+	}
+}
+
+
+/* Each record, cut short anywhere, or with a byte too many, does not parse; copies on the heap let the sanitizer see. */
+static void test_cut_records_do_not_parse(void)
+{
+	static const struct window window = {.days = 1, .from = 0, .to = DAY, .zone = 1};
+	static const struct network network = {.family = 6, .prefix = 128};
+	struct a_rule rule = RULE("r", EFFECT_DENY, 2, "a/#");
+	struct bytes device = a_device(FLAG_CERTIFICATE | FLAG_PASSWORD | FLAG_PSK, 5), profile;
+	struct device_record record;
+	size_t len;
+
+	rule.window = &window;
+	rule.network = &network;
+	profile = a_profile(&rule, 1);
+	CHECK(record__device(slice_of(&device), &record));
+	CHECK(record.until == 5 && record.value_count == 2 && record.psk.len == sizeof(psk) && record.hash.len == 64);
+	for(len = 0; len <= device.len + 1; len++){
+		uint8_t *copy = calloc(1, len + 1);
+
+		memcpy(copy, device.at, len < device.len ? len : device.len);
+		CHECK(record__device((struct slice){copy, len}, &record) == (len == device.len));
+		free(copy);
+	}
+	for(len = 0; len <= profile.len + 1; len++){
+		struct device_record plain = {.value_count = 0};
+		struct grants *grants;
+		uint8_t *copy = calloc(1, len + 1);
+
+		memcpy(copy, profile.at, len < profile.len ? len : profile.len);
+		CHECK((decide__grants((struct slice){copy, len}, "temp-1", 6, &plain, &grants) == REASON_NONE)
+				== (len == profile.len));
+		free(grants);
+		free(copy);
+	}
+}
+
+
+static void test_values_stay_within_their_level(void)
+{
+	static const char *const bad[] = {"a/b", "+", "#", "a+", ""};
+	struct device_record record;
+	size_t i;
+
+	for(i = 0; i < sizeof(bad) / sizeof(bad[0]); i++){
+		struct bytes bytes = {.len = 0};
+
+		put_int(&bytes, 1, 1);
+		put_int(&bytes, FLAG_CERTIFICATE, 1);
+		put_int(&bytes, 0, 1);
+		put_int(&bytes, 1, 1);
+		put_int(&bytes, 0, 16);
+		put_text(&bytes, bad[i], 1);
+		CHECK(!record__device(slice_of(&bytes), &record));
+	}
+}
+
+
+static void test_a_placeholder_without_a_value_is_unsound(void)
+{
+	struct a_rule rule = RULE("r", EFFECT_ALLOW, 1, "a/\xff\x01");
+	struct device_record record = {.value_count = 0};
+	struct bytes profile = a_profile(&rule, 1);
+	struct grants *grants;
+
+	CHECK(decide__grants(slice_of(&profile), "temp-1", 6, &record, &grants) == REASON_STORE);
+	CHECK(grants == NULL);
+	rule.topic_len = 3; /* the placeholder's number is missing */
+	profile = a_profile(&rule, 1);
+	CHECK(decide__grants(slice_of(&profile), "temp-1", 6, &record, &grants) == REASON_STORE);
+	rule = (struct a_rule)RULE("r", EFFECT_ALLOW, 1, "a/#/b");
+	profile = a_profile(&rule, 1);
+	CHECK(decide__grants(slice_of(&profile), "temp-1", 6, &record, &grants) == REASON_STORE);
+}
+
+
+static bool utc(void *context, uint32_t zone, int64_t at, int32_t *offset)
+{
+	(void)at;
+	(void)zone;
+	*offset = context ? *(int32_t *)context : 0;
+	return true;
+}
+
+
+static bool no_zone(void *context, uint32_t zone, int64_t at, int32_t *offset)
+{
+	(void)context;
+	(void)at;
+	(void)zone;
+	(void)offset;
+	return false;
+}
+
+
+static enum reason ask(const struct a_rule *rules, size_t count, enum access access, const char *topic,
+		const struct moment *moment, zone_lookup zones, void *context)
+{
+	struct device_record record = {.value_count = 0};
+	struct bytes profile = a_profile(rules, count);
+	struct grants *grants;
+	struct decision decision;
+
+	CHECK(decide__grants(slice_of(&profile), "temp-1", 6, &record, &grants) == REASON_NONE);
+	decision = decide__by(grants, access, topic, strlen(topic), moment, zones, context);
+	free(grants);
+	return decision.reason;
+}
+
+
+static void test_windows_to_the_second(void)
+{
+	static const struct {
+		struct window window;
+		int64_t at;
+		int32_t offset;
+		bool open;
+	} cases[] = {
+		{{6 * HOUR, 22 * HOUR, 1, 0x1F}, MONDAY + 6 * HOUR - 1, 0, false},
+		{{6 * HOUR, 22 * HOUR, 1, 0x1F}, MONDAY + 6 * HOUR, 0, true},
+		{{6 * HOUR, 22 * HOUR, 1, 0x1F}, MONDAY + 22 * HOUR - 1, 0, true},
+		{{6 * HOUR, 22 * HOUR, 1, 0x1F}, MONDAY + 22 * HOUR, 0, false},
+		{{6 * HOUR, 22 * HOUR, 1, 0x1F}, MONDAY + 6 * HOUR - 1, 1, true},
+		{{6 * HOUR, 22 * HOUR, 1, 0x1F}, MONDAY - 2 * DAY + 12 * HOUR, 0, false}, /* a Saturday */
+		{{0, DAY, 1, 0x40}, MONDAY - 1, 0, true}, /* a Sunday's last second */
+		{{0, DAY, 1, 0x40}, MONDAY, 0, false},
+		{{22 * HOUR, 6 * HOUR, 1, 0x01}, MONDAY + DAY + 6 * HOUR - 1, 0, true}, /* began on Monday */
+		{{22 * HOUR, 6 * HOUR, 1, 0x01}, MONDAY + DAY + 6 * HOUR, 0, false},
+		{{22 * HOUR, 6 * HOUR, 1, 0x01}, MONDAY + HOUR, 0, false}, /* began on Sunday */
+		{{22 * HOUR, 6 * HOUR, 1, 0x40}, MONDAY + HOUR, 0, true},
+		{{HOUR, HOUR, 1, 0x01}, MONDAY + DAY + HOUR - 1, 0, true}, /* all round the clock */
+		{{HOUR, HOUR, 1, 0x01}, MONDAY + DAY + HOUR, 0, false},
+		{{0, DAY, 1, 0x08}, -1, 1, true}, /* before the epoch, and after it on the wall: a Thursday */
+		{{0, DAY, 1, 0x04}, -1, 0, true}, /* a Wednesday */
+	};
+	size_t i;
+
+	for(i = 0; i < sizeof(cases) / sizeof(cases[0]); i++){
+		struct a_rule rule = RULE("r", EFFECT_ALLOW, 1, "a");
+		struct moment moment = {.has_time = true, .now = cases[i].at};
+		int32_t offset = cases[i].offset;
+
+		rule.window = &cases[i].window;
+		CHECK(ask(&rule, 1, ACCESS_PUBLISH, "a", &moment, utc, &offset)
+				== (cases[i].open ? REASON_NONE : REASON_NOT_ALLOWED));
+	}
+}
+
+
+static void test_a_zone_that_cannot_be_read_denies(void)
+{
+	static const struct window window = {.days = 0x7F, .from = 0, .to = DAY, .zone = 1};
+	struct a_rule rules[] = {RULE("allow", EFFECT_ALLOW, 1, "a"), RULE("deny", EFFECT_DENY, 1, "#")};
+	struct moment moment = {.has_time = true, .now = MONDAY};
+
+	rules[1].window = &window;
+	CHECK(ask(rules, 2, ACCESS_PUBLISH, "a", &moment, no_zone, NULL) == REASON_STORE);
+	rules[0].access = rules[1].access = 2;
+	CHECK(ask(rules, 2, ACCESS_SUBSCRIBE, "a", &moment, no_zone, NULL) == REASON_STORE);
+	CHECK(ask(rules, 2, ACCESS_DELIVER, "a", &moment, no_zone, NULL) == REASON_STORE);
+}
+
+
+static void test_zones(void)
+{
+	struct bytes zone = {.len = 0};
+	int32_t offset;
+	int64_t from, until;
+	size_t len;
+
+	put_int(&zone, 3, 4);
+	put_int(&zone, (uint64_t)-62135596800, 8);
+	put_int(&zone, 100, 4);
+	put_int(&zone, 1000, 8);
+	put_int(&zone, (uint32_t)-3600, 4);
+	put_int(&zone, 2000, 8);
+	put_int(&zone, 7200, 4);
+	CHECK(record__zone(slice_of(&zone), 999, &offset, &from, &until) && offset == 100 && until == 1000);
+	CHECK(record__zone(slice_of(&zone), 1000, &offset, &from, &until) && offset == -3600 && from == 1000 && until == 2000);
+	CHECK(record__zone(slice_of(&zone), 2000, &offset, &from, &until) && offset == 7200 && until == BEDNET_NEVER);
+	CHECK(!record__zone(slice_of(&zone), -62135596801, &offset, &from, &until));
+	for(len = 0; len < zone.len; len++){
+		CHECK(!record__zone((struct slice){zone.at, len}, 1500, &offset, &from, &until));
+	}
+}
+
+
+static void test_addresses(void)
+{
+	static const struct {
+		const char *text, *network;
+		uint8_t prefix;
+		bool inside;
+	} cases[] = {
+		{"10.20.1.5", "10.20.0.0", 16, true}, {"10.21.0.0", "10.20.0.0", 16, false}, {"10.20.1.5", "10.20.1.4", 31, true},
+		{"10.20.1.6", "10.20.1.4", 31, false}, {"1.2.3.4", "0.0.0.0", 0, true}, {"::ffff:10.20.1.5", "10.20.0.0", 16, true},
+		{"::ffff:10.20.1.5", "::", 0, false}, {"2001:db8::1", "2001:db8::", 32, true}, {"2001:db9::1", "2001:db8::", 32, false},
+		{"2001:db8::1", "0.0.0.0", 0, false}, {"fe80::1", "fe80::", 10, true}, {"fec0::1", "fe80::", 10, false},
+	};
+	struct moment moment;
+	size_t i;
+
+	for(i = 0; i < sizeof(cases) / sizeof(cases[0]); i++){
+		struct a_rule rule = RULE("r", EFFECT_ALLOW, 1, "a");
+		struct network network = {.prefix = cases[i].prefix};
+
+		CHECK(decide__address(cases[i].network, &moment));
+		network.family = moment.family;
+		memcpy(network.address, moment.address, sizeof(network.address));
+		rule.network = &network;
+		memset(&moment, 0, sizeof(moment));
+		CHECK(decide__address(cases[i].text, &moment));
+		CHECK(ask(&rule, 1, ACCESS_PUBLISH, "a", &moment, utc, NULL) == (cases[i].inside ? REASON_NONE : REASON_NOT_ALLOWED));
+	}
+	CHECK(!decide__address("somewhere", &moment) && moment.family == 0);
+	CHECK(!decide__address("10.0.0.1:1883", &moment) && moment.family == 0);
+	CHECK(!decide__address(NULL, &moment) && moment.family == 0);
+}
+
+
+static void test_what_is_not_known_counts_against(void)
+{
+	static const struct network network = {.family = 4, .prefix = 0};
+	struct a_rule rules[] = {RULE("allow", EFFECT_ALLOW, 1, "a"), RULE("deny", EFFECT_DENY, 1, "b"),
+			RULE("allow-b", EFFECT_ALLOW, 1, "b")};
+	struct moment nowhere = {.has_time = true}, somewhere = {.has_time = true, .family = 6};
+
+	rules[0].network = rules[1].network = &network;
+	CHECK(ask(rules, 3, ACCESS_PUBLISH, "a", &nowhere, utc, NULL) == REASON_NOT_ALLOWED);
+	CHECK(ask(rules, 3, ACCESS_PUBLISH, "b", &nowhere, utc, NULL) == REASON_DENIED);
+	CHECK(ask(rules, 3, ACCESS_PUBLISH, "a", &somewhere, utc, NULL) == REASON_NOT_ALLOWED);
+	CHECK(ask(rules, 3, ACCESS_PUBLISH, "b", &somewhere, utc, NULL) == REASON_NONE);
+}
+
+
+static void test_passwords(void)
+{
+	struct bytes bytes = a_device(FLAG_PASSWORD, 0), other = a_device(FLAG_CERTIFICATE, 0);
+	struct device_record record;
+
+	CHECK(record__device(slice_of(&bytes), &record));
+	CHECK(secret__password(&record, "secret"));
+	CHECK(!secret__password(&record, "Secret") && !secret__password(&record, "") && !secret__password(NULL, "secret"));
+	CHECK(record__device(slice_of(&other), &record));
+	CHECK(!secret__password(&record, "secret"));
+	bytes.at[bytes.len - 64 - 1 - 5 - 4] = 0xFF; /* the lowest byte of the iterations */
+	bytes.at[bytes.len - 64 - 1 - 5 - 3] = 0xFF;
+	CHECK(!record__device(slice_of(&bytes), &record));
+}
+
+
+static void test_throttle(void)
+{
+	static struct throttle throttle;
+	struct moment here = {.family = 4, .address = {10, 0, 0, 1}}, there = {.family = 4, .address = {10, 0, 0, 2}};
+	struct moment six = {.family = 6, .address = {0x20, 1}}, neighbour = six, far = six;
+	int i;
+
+	neighbour.address[15] = 9; /* of the same network */
+	far.address[7] = 1;
+	CHECK(throttle__init(&throttle, 3));
+	for(i = 0; i < 3; i++){
+		CHECK(!throttle__blocked(&throttle, &here, "temp-1", 100));
+		throttle__failed(&throttle, &here, "temp-1", 100);
+	}
+	CHECK(throttle__blocked(&throttle, &here, "temp-1", 100) && throttle__blocked(&throttle, &here, "temp-1", 119));
+	CHECK(!throttle__blocked(&throttle, &here, "temp-1", 120));
+	CHECK(!throttle__blocked(&throttle, &here, "temp-2", 100) && !throttle__blocked(&throttle, &there, "temp-1", 100));
+	throttle__succeeded(&throttle, &here, "temp-1");
+	CHECK(!throttle__blocked(&throttle, &here, "temp-1", 100));
+	/* Ten times as many from one address, under whatever names, stop it. */
+	for(i = 0; i < 30; i++){
+		char id[20];
+
+		(void)snprintf(id, sizeof(id), "guess-%d", i);
+		throttle__failed(&throttle, &six, id, 100);
+	}
+	CHECK(throttle__blocked(&throttle, &six, "temp-1", 100) && throttle__blocked(&throttle, &neighbour, "temp-1", 100));
+	CHECK(!throttle__blocked(&throttle, &far, "temp-1", 100) && !throttle__blocked(&throttle, &there, "temp-1", 100));
+	/* Very many addresses fill the table, and block nobody else. */
+	for(i = 0; i < 50000; i++){
+		struct moment from = {.family = 4, .address = {11, (uint8_t)(i >> 16), (uint8_t)(i >> 8), (uint8_t)i}};
+
+		throttle__failed(&throttle, &from, "temp-1", 200);
+		throttle__failed(&throttle, &from, "temp-1", 200);
+		throttle__failed(&throttle, &from, "temp-1", 200);
+	}
+	for(i = 0; i < 1000; i++){
+		struct moment from = {.family = 4, .address = {12, 0, (uint8_t)(i >> 8), (uint8_t)i}};
+
+		CHECK(!throttle__blocked(&throttle, &from, "temp-1", 200));
+	}
+}
+
+
+static void test_audit(void)
+{
+	static struct audit audit = {.rate = 2};
+	static char huge[70000];
+	char line[AUDIT_LINE], small[16];
+	uint64_t suppressed;
+	struct audit_event event = {.event = "disconnected", .action = "subscribe", .reason = REASON_CERTIFICATE_REVOKED};
+
+	memset(huge, '\xff', sizeof(huge) - 1);
+	event.device = event.client_id = event.address = event.topic = event.rule = huge;
+	event.rule_len = 255;
+	CHECK(audit__format(&event, UINT64_MAX, line) < AUDIT_LINE - 1 && line[strlen(line) - 1] == '}');
+	CHECK(audit__escape("abcdefghijklmnopqrst", 20, small, sizeof(small)) == 16);
+	CHECK(memcmp(small, "abcdefghij\\u2026", 16) == 0);
+	CHECK(audit__escape("abcdefghij", 10, small, sizeof(small)) == 10 && small[9] == 'j');
+	CHECK(audit__escape("a\"\\\n\x7f", 5, line, sizeof(line)) == 1 + 2 + 2 + 6 + 6);
+	CHECK(audit__escape("\xf0\x9f\x98\x80", 4, line, sizeof(line)) == 12 && memcmp(line, "\\ud83d\\ude00", 12) == 0);
+	CHECK(audit__escape("\xc0\xaf\xed\xa0\x80", 5, line, sizeof(line)) == 5 * 6); /* over-long, and a surrogate */
+	CHECK(audit__may(&audit, AUDIT_ASK, 1, &suppressed) && suppressed == 0);
+	CHECK(audit__may(&audit, AUDIT_ASK, 1, &suppressed) && !audit__may(&audit, AUDIT_ASK, 1, &suppressed));
+	CHECK(!audit__may(&audit, AUDIT_ASK, 1, &suppressed) && audit__may(&audit, AUDIT_CONNECT, 1, &suppressed));
+	CHECK(audit__may(&audit, AUDIT_ASK, 2, &suppressed) && suppressed == 2);
+	CHECK(audit__may(&audit, AUDIT_ASK, 2, &suppressed) && suppressed == 0);
+}
+
+
+static bool named(const char *const *names, size_t count, int type, size_t len)
+{
+	X509_NAME *name = X509_NAME_new();
+	char out[BEDNET_ID_MAX + 1];
+	size_t i;
+	bool found;
+
+	for(i = 0; i < count; i++){
+		CHECK(X509_NAME_add_entry_by_txt(name, "CN", type, (const unsigned char *)names[i],
+				(int)(len ? len : strlen(names[i])), -1, 0) == 1);
+	}
+	found = cert__name(name, out);
+	CHECK(!found || strcmp(out, names[0]) == 0);
+	X509_NAME_free(name);
+	return found;
+}
+
+
+static void test_certificate_names(void)
+{
+	static const char *const good[] = {"temp-1", "temp-2"}, *const nul[] = {"temp-1\0x"}, *const path[] = {"a/b"};
+
+	CHECK(named(good, 1, MBSTRING_ASC, 0) && named(good, 1, V_ASN1_UTF8STRING, 0));
+	CHECK(named(good, 1, V_ASN1_PRINTABLESTRING, 0));
+	CHECK(!named(good, 2, MBSTRING_ASC, 0) && !named(good, 0, MBSTRING_ASC, 0));
+	CHECK(!named(nul, 1, V_ASN1_UTF8STRING, 8) && !named(path, 1, MBSTRING_ASC, 0));
+	CHECK(!named(good, 1, V_ASN1_BMPSTRING, 0) && !named(good, 1, V_ASN1_T61STRING, 0));
+}
+
+
+static void sink_device(void *context, const char *id, size_t len)
+{
+	sessions__changed(context, id, len);
+}
+
+
+static void sink_all(void *context)
+{
+	sessions__all_changed(context);
+}
+
+
+static void test_sessions(void)
+{
+	struct writer writer = write_store();
+	struct store store;
+	struct sessions sessions;
+	struct change_sink sink = {sink_device, sink_all, &sessions};
+	struct moment from = {.family = 4};
+	struct certificate certificate = {.id = "temp-1", .serial = {9}, .serial_len = 1, .not_after = 1500};
+	struct session *session;
+	enum reason why = REASON_NONE;
+	char text[512];
+	int clients[3];
+	bool more;
+
+	CHECK(store__open(&store, folder, text, sizeof(text)));
+	sessions__init(&sessions, &store);
+
+	/* One of its own, which a client at the same address does not inherit; taken away twice, and once for nobody. */
+	session = sessions__add(&sessions, &clients[0], "temp-1", METHOD_CERTIFICATE, &certificate, &from);
+	CHECK(session && sessions__check(&sessions, session, 1000) == REASON_NONE);
+	CHECK(sessions__find(&sessions, &clients[0], "temp-1") == session);
+	CHECK(!sessions__find(&sessions, &clients[0], "temp-2") && !sessions__find(&sessions, &clients[1], "temp-1"));
+	sessions__remove(&sessions, &clients[0]);
+	sessions__remove(&sessions, &clients[0]);
+	CHECK(sessions.count == 0 && sessions.device_count == 0 && sessions.heap_count == 0 && !sessions.all);
+
+	/* Ends come in their order: the certificate's at 1501, the device's at 2000. */
+	CHECK(sessions__check(&sessions, sessions__add(&sessions, &clients[1], "temp-2", METHOD_CERTIFICATE, NULL, &from), 1)
+			== REASON_NONE);
+	session = sessions__add(&sessions, &clients[0], "temp-1", METHOD_CERTIFICATE, &certificate, &from);
+	CHECK(sessions__check(&sessions, session, 1500) == REASON_NONE && sessions.heap_count == 2);
+	CHECK(sessions__next_due(&sessions, 1500, &why, &more) == NULL && !more);
+	CHECK(sessions__next_due(&sessions, 1501, &why, &more) == session && why == REASON_CERTIFICATE_TIME);
+	CHECK(sessions__next_due(&sessions, 1999, &why, &more) == NULL); /* it is dead, and not told again */
+	CHECK(sessions__next_due(&sessions, 1999, &why, &more) == NULL && !more);
+	session = sessions__next_due(&sessions, 2000, &why, &more);
+	CHECK(session && session->client == &clients[1] && why == REASON_UNTIL);
+	CHECK(sessions__next_due(&sessions, 3000, &why, &more) == NULL);
+	sessions__remove(&sessions, &clients[0]);
+	sessions__remove(&sessions, &clients[1]);
+
+	/* A change is felt by its device. */
+	session = sessions__add(&sessions, &clients[0], "temp-1", METHOD_PASSWORD, NULL, &from);
+	CHECK(sessions__check(&sessions, session, 1) == REASON_NONE && !store__moved(&store));
+	write_begin(&writer);
+	write_device(&writer, "temp-1", FLAG_REVOKED, 0);
+	write_commit(&writer);
+	CHECK(store__moved(&store) && store__refresh(&store, &sink) && !store__moved(&store));
+	CHECK(sessions__next_due(&sessions, 1, &why, &more) == session && why == REASON_REVOKED && session->dead);
+	CHECK(sessions__next_due(&sessions, 1, &why, &more) == NULL && more);
+	CHECK(sessions__next_due(&sessions, 1, &why, &more) == NULL && !more);
+	CHECK(sessions__check(&sessions, session, 1) == REASON_REVOKED);
+	sessions__remove(&sessions, &clients[0]);
+
+	/* A serial number is looked up again by all. */
+	session = sessions__add(&sessions, &clients[0], "temp-2", METHOD_CERTIFICATE, &certificate, &from);
+	CHECK(sessions__check(&sessions, session, 1) == REASON_NONE);
+	write_begin(&writer);
+	write_record(&writer, "revoked", "\x09", 1, "\x01", 1);
+	write_change(&writer, 2, "\x09");
+	write_commit(&writer);
+	CHECK(store__refresh(&store, &sink));
+	CHECK(sessions__next_due(&sessions, 1, &why, &more) == session && why == REASON_CERTIFICATE_REVOKED);
+	sessions__free(&sessions);
+
+	/* Handshakes with a pre-shared key that were heard of no more do not pile up. */
+	sessions__init(&sessions, &store);
+	{
+		static char many[SESSIONS_PENDING + 100];
+		size_t i;
+
+		for(i = 0; i < sizeof(many); i++){
+			CHECK(sessions__add(&sessions, &many[i], "temp-3", METHOD_PSK, NULL, &from));
+		}
+		CHECK(sessions.count == SESSIONS_PENDING && sessions.pending == SESSIONS_PENDING);
+		CHECK(!sessions__find(&sessions, &many[0], "temp-3"));
+		session = sessions__find(&sessions, &many[200], "temp-3");
+		sessions__confirm(&sessions, session);
+		sessions__confirm(&sessions, session);
+		CHECK(sessions.pending == SESSIONS_PENDING - 1);
+		for(i = 0; i < sizeof(many); i++){
+			sessions__remove(&sessions, &many[i]);
+		}
+		CHECK(sessions.count == 0 && sessions.pending == 0 && !sessions.oldest && !sessions.newest);
+	}
+	sessions__free(&sessions);
+	store__close(&store);
+	mdb_env_close(writer.env);
+	remove_store();
+}
+
+
+/* What a broker asks in a session's life; true when everything that is granted was granted. Whatever fails on the way, what
+ * is not granted is refused. */
+static bool live(struct store *store, struct writer *writer)
+{
+	struct sessions sessions;
+	struct change_sink sink = {sink_device, sink_all, &sessions};
+	struct moment from = {.family = 4};
+	struct certificate certificate = {.id = "temp-1", .serial = {9}, .serial_len = 1, .not_after = 1500};
+	struct device device = {.id = "temp-1"};
+	struct session *session;
+	struct decision decision;
+	static char clients[300];
+	bool all = true, more = true;
+	enum reason why = REASON_NONE;
+	size_t i;
+
+	sessions__init(&sessions, store);
+	for(i = 0; i < sizeof(clients); i++){
+		session = sessions__add(&sessions, &clients[i], i % 2 ? "temp-1" : "temp-2", METHOD_CERTIFICATE, &certificate, &from);
+		all = all && session;
+		if(!session){
+			continue;
+		}
+		if(sessions__check(&sessions, session, 1) != REASON_NONE){
+			all = false;
+			continue;
+		}
+		decision = decide__by(session->device->grants, ACCESS_PUBLISH, "sensors/temp-1/t", 16, &from, store__zone, store);
+		CHECK((decision.reason == REASON_NONE) == (i % 2 == 1));
+		decision = decide__by(session->device->grants, ACCESS_SUBSCRIBE, "halls/+/1", 9, &from, store__zone, store);
+		CHECK(decision.reason == REASON_PARTLY);
+	}
+	if(device__read(store, &device)){
+		CHECK(device.state == REASON_NONE && device.grants);
+	}else{
+		CHECK(device.state == REASON_INTERNAL && !device.grants);
+		all = false;
+	}
+	device__clear(&device);
+	write_begin(writer);
+	write_change(writer, 1, "temp-1");
+	write_commit(writer);
+	CHECK(store__refresh(store, &sink));
+	while(more){
+		session = sessions__next_due(&sessions, 1501, &why, &more);
+		CHECK(!session || why == REASON_CERTIFICATE_TIME);
+	}
+	for(i = 0; i < sizeof(clients); i++){
+		sessions__remove(&sessions, &clients[i]);
+	}
+	CHECK(sessions.count == 0 && sessions.device_count == 0);
+	sessions__free(&sessions);
+	return all;
+}
+
+
+static void test_every_allocation_may_fail(void)
+{
+	struct writer writer = write_store();
+	struct store store;
+	char text[512];
+	bool all = false;
+	long at;
+
+	CHECK(store__open(&store, folder, text, sizeof(text)));
+	for(at = 0; !all; at++){
+		allocations = 0;
+		fail_at = at;
+		all = live(&store, &writer);
+		fail_at = -1;
+		CHECK(at < 100000);
+		if(allocations <= at){
+			break; /* none was left to fail */
+		}
+		all = false;
+	}
+	CHECK(at > 300);
+	store__close(&store);
+	mdb_env_close(writer.env);
+	remove_store();
+}
+
+
+static void test_stores_that_are_none(void)
+{
+	struct writer writer = write_store();
+	struct store store;
+	char text[512], path[64];
+
+	mdb_env_close(writer.env);
+	CHECK(!store__open(&store, "/nowhere", text, sizeof(text)) && strstr(text, "there is no store"));
+	(void)snprintf(path, sizeof(path), "%s/data.mdb", folder);
+	CHECK(truncate(path, 8192) == 0);
+	CHECK(!store__open(&store, folder, text, sizeof(text)) && strstr(text, "shorter"));
+	CHECK(truncate(path, 0) == 0);
+	CHECK(!store__open(&store, folder, text, sizeof(text)));
+	remove_store();
+}
+
+
+int main(void)
+{
+	test_filters();
+	test_shared_subscriptions();
+	test_cut_records_do_not_parse();
+	test_values_stay_within_their_level();
+	test_a_placeholder_without_a_value_is_unsound();
+	test_windows_to_the_second();
+	test_a_zone_that_cannot_be_read_denies();
+	test_zones();
+	test_addresses();
+	test_what_is_not_known_counts_against();
+	test_passwords();
+	test_throttle();
+	test_audit();
+	test_certificate_names();
+	test_sessions();
+	test_every_allocation_may_fail();
+	test_stores_that_are_none();
+	puts("All unit tests passed.");
+	return 0;
+}
