@@ -89,9 +89,8 @@ def _init(environment: Environment, **_: Any) -> None:
     except (PlanError, ConnectError) as exc:
         sys.exit(f"bednet: {exc}")
     Stage.result = Path(options.result)
-    if options.headless:
-        # Its table at the end says less than our report.
-        logging.getLogger("locust.stats_logger").disabled = True
+    # Its table at the end says less than our report.
+    logging.getLogger("locust.stats_logger").disabled = True
     options.num_users = len(plan.players)
     options.spawn_rate = SPAWN_PER_S
 

@@ -413,7 +413,8 @@ def _deliveries(tally: Tally) -> str:
 
 
 def _charts(report: Report) -> list[str]:
-    seconds = report.tally.seconds
+    # The last one is not over.
+    seconds = report.tally.seconds[:-1]
     if len(seconds) < 2:  # noqa: PLR2004 - a line needs two points
         return ["<p>The run was too short to draw.</p>"]
     at = list(range(len(seconds)))
@@ -444,7 +445,7 @@ def _charts(report: Report) -> list[str]:
                 "CPU in percent of one core",
                 [
                     Line("broker", "a", [(t, s.cpu_percent) for t, s in zip(times, watched, strict=True)]),
-                    Line("generator", "c", [(t, 100 * s.cpu_s) for t, s in enumerate(seconds[:-1])]),
+                    Line("generator", "c", [(t, 100 * s.cpu_s) for t, s in enumerate(seconds)]),
                 ],
             )
         )
@@ -466,7 +467,7 @@ def _charts(report: Report) -> list[str]:
 
 
 def _percentiles(report: Report, percent: float) -> list[tuple[float, float | None]]:
-    return [(t, second.latency.percentile_ms(percent)) for t, second in enumerate(report.tally.seconds)]
+    return [(t, second.latency.percentile_ms(percent)) for t, second in enumerate(report.tally.seconds[:-1])]
 
 
 def _connections(report: Report) -> str:

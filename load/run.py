@@ -74,7 +74,13 @@ def generate(plan: Plan, *, web_port: int | None = None) -> Generated:
         path = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
         with log.open("wb") as out:
             process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=out, cwd=folder, env={**os.environ, "PYTHONPATH": path}
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": path},
+                # Ctrl-C reaches us alone: told twice, it would stop in the middle of writing what it has.
+                start_new_session=True,
             )
             interrupted = _await(process, plan, result, web=web_port is not None)
         if not result.exists():
