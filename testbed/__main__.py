@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     tests.add_argument("--suite", choices=tuple(workbench.BROKERS), default="trixie", help="the Debian release")
     tests.add_argument("--foreign", action="store_true", help=f"against the broker of {image.FOREIGN}, emulated")
+    tests.add_argument("--clang", action="store_true", help="with clang, which the fuzz targets are built by")
     tests.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of pytest (default: tests/plugin)")
 
     command("purge", _purge, "Remove all labs, our images, and the engine if we installed it.")
@@ -281,7 +282,9 @@ def _package(args: argparse.Namespace) -> int:
 
 def _plugin_tests(args: argparse.Namespace) -> int:
     arguments = _after_dashes(args.arguments) or ["tests/plugin"]
-    return workbench.run_tests(args.suite, arguments, foreign=args.foreign, echo=True, timeout_s=3600).rc
+    return workbench.run_tests(
+        args.suite, arguments, foreign=args.foreign, clang=args.clang, echo=True, timeout_s=3600
+    ).rc
 
 
 def _purge(_: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ protocol's version be negotiated, so a `docker` command that is newer than the e
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -37,8 +38,15 @@ if TYPE_CHECKING:
 
 ENGINE_PACKAGES = ("docker.io", "iptables")
 DEFAULT_SOCKET = "unix:///var/run/docker.sock"
-# Python complains of a child that still runs when its object goes; these are meant to.
 _detached: list[subprocess.Popen[bytes]] = []
+
+
+@atexit.register
+def _let_go() -> None:
+    """Python complains of a child that still runs when its object goes; these are meant to."""
+    for daemon in _detached:
+        daemon.returncode = daemon.returncode or 0
+
 
 START_DEADLINE_S = 60.0
 STOP_DEADLINE_S = 30.0

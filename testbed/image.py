@@ -111,6 +111,8 @@ LAYERS = {
     ),
     # Runs the plugin's tests.
     "bench": Layer("builder", ("python3-lmdb",)),
+    # Also builds what only clang can: the fuzz targets.
+    "fuzz": Layer("bench", ("clang", "libclang-rt-dev")),
     # Looks a package over.
     "lint": Layer("builder", ("blhc", "lintian")),
 }
@@ -166,6 +168,7 @@ class Images:
     cross: str
     emulator: str
     bench: str
+    fuzz: str
     lint: str
 
     def __getitem__(self, kind: str) -> str:

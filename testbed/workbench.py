@@ -58,6 +58,7 @@ PLUGIN = "usr/lib/bednet/bednet_plugin.so"
 _CHECKOUT, _PYTHON = "/checkout", "/opt/python"
 
 SCRIPT = f"""\
+export PATH="$PWD/bin:$PATH"
 mkdir plugin
 if [ -e plugin.deb ]; then
     dpkg-deb --extract plugin.deb plugin
@@ -65,9 +66,10 @@ else
     cp -R {_CHECKOUT}/src/plugin source
     make -C source clean
     make -C source
-    make -C source install DESTDIR="$PWD/plugin" PREFIX=/usr
+    make -C source install DESTDIR="$PWD/plugin"
 fi
-export BEDNET_PLUGIN="$PWD/plugin/{PLUGIN}" PATH="$PWD/bin:$PATH"
+mosquitto -h | head -n 1
+export BEDNET_PLUGIN="$PWD/plugin/{PLUGIN}"
 exec python3 -m pytest -c {_CHECKOUT}/pyproject.toml --rootdir={_CHECKOUT} --confcutdir={_CHECKOUT}/tests/plugin \\
     -p no:cacheprovider --junitxml=out/report.xml "$@"
 """
@@ -105,6 +107,7 @@ def run_tests(
     arguments: Sequence[str],
     *,
     foreign: bool = False,
+    clang: bool = False,
     environment: Mapping[str, str] | None = None,
     timeout_s: float = 600,
     echo: bool = False,
@@ -113,12 +116,13 @@ def run_tests(
 
     :param arguments: further arguments of pytest; paths are relative to the checkout.
     :param foreign: use the broker and the package of the other architecture, played by an emulator.
+    :param clang: have clang there, for the fuzz targets.
     :param environment: further environment variables.
     :param echo: show what pytest prints as it comes.
     :raises LabError: when the container cannot be made, or takes longer than the time given.
     """
     engine.ensure()
-    kind = "emulator" if foreign else "bench"
+    kind = "emulator" if foreign else "fuzz" if clang else "bench"
     name = image.ensure((suite,), (kind,))[suite][kind]
     files: dict[str, File] = {}
     if suite in package.RELEASES:
@@ -137,6 +141,7 @@ def run_tests(
         environment={
             "PYTHONPATH": f"{_PYTHON}:{_CHECKOUT}/src:{_CHECKOUT}",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "BEDNET_ARCHITECTURE": image.FOREIGN if foreign else image.ARCHITECTURE,
             **(environment or {}),
         },
         # As bednet-store runs on a gateway: it gives the store to the broker's group.
