@@ -265,7 +265,7 @@ class _CSV(_List):
                 cure = "begin the file with the names of its columns, such as id,location,roles"
                 self.stop(1, "file-empty", "the file is empty", cure)
             separator = max(_SEPARATORS, key=first.count)
-            rows = csv.reader(itertools.chain([first], lines), delimiter=separator, strict=True)
+            rows = csv.reader(itertools.chain([first], lines), delimiter=separator, strict=True, skipinitialspace=True)
             columns: list[_Column] = []
             while True:
                 line = rows.line_num + skipped + 1
