@@ -102,6 +102,9 @@ class Stage:
             .serial_number(x509.random_serial_number())
             .not_valid_before(self._now - timedelta(hours=1))
             .not_valid_after(self._now + timedelta(days=2))
+            # Python 3.13 wants both in a chain.
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
 
     def identity(self, name: str) -> tuple[Path, Path]:
