@@ -171,12 +171,22 @@ def test_a_wrong_command_line_is_code_2(words: list[str], capsys: pytest.Capture
 # The example plant
 
 
-def test_the_example_plant_compiles_without_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compile", str(EXAMPLE)]) == 0
+@pytest.mark.parametrize("mode", [["plugin"], ["acl_file", "--strictest"]])
+def test_the_example_plant_compiles_without_a_warning(capsys: pytest.CaptureFixture[str], mode: list[str]) -> None:
+    assert main(["compile", str(EXAMPLE), "--access-control", *mode]) == 0
     output = capsys.readouterr()
     assert output.err == ""
     summary = json.loads(output.out)["summary"]
     assert (summary["devices"], summary["revoked"], summary["waiting_for_csr"], summary["password"]) == (24, 1, 1, 3)
+    assert (summary["roles"], summary["rules"]) == (7, 5)
+
+
+def test_an_acl_file_cannot_say_when_and_from_where_in_the_example_plant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(EXAMPLE), "--access-control", "acl_file"]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.rsplit(" ", 1)[1] for line in errors] == ["[acl-condition]"] * 3
+    for line, name in zip(errors, ("shift-log", "maintenance-window", "reports-in-the-office"), strict=True):
+        assert f": rule '{name}' allows " in line
 
 
 def test_the_example_plants_small_module_holds_a_key_type_back(capsys: pytest.CaptureFixture[str]) -> None:
