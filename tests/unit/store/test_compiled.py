@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bednet import cli, compiled, store
@@ -188,6 +188,7 @@ def offset_of(zone: str, at: dt.datetime) -> int:
     return changes[bisect_right([second for second, _ in changes], int(at.timestamp() // 1)) - 1][1]
 
 
+@settings(deadline=None)
 @given(st.sampled_from(ZONES), _INSTANTS)
 @example("Europe/Berlin", dt.datetime(2100, 7, 1, tzinfo=dt.UTC))
 @example("America/New_York", dt.datetime(1, 1, 3, tzinfo=dt.UTC))

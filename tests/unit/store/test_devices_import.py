@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bednet import devices_import
@@ -452,6 +452,7 @@ entries = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(st.one_of(entries, anything))
 def test_the_quick_look_passes_nothing_that_the_schema_refuses(entry: object) -> None:
     if devices_import._Shape().is_sound(entry):

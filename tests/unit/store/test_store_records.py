@@ -12,7 +12,7 @@ import ipaddress
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bednet import store
@@ -148,6 +148,7 @@ passwords = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(
     st.binary(min_size=8, max_size=8),
     st.lists(sites.values, max_size=4).map(tuple),
@@ -196,6 +197,7 @@ def test_a_record_is_damaged_wherever_it_is_cut_off_and_when_it_is_longer(
         decode(record + b"\0")
 
 
+@settings(deadline=None)
 @given(st.sampled_from(_records()), st.data())
 def test_a_record_with_other_bytes_is_damaged_or_says_something_else(
     entry: tuple[str, Callable[[bytes], object], bytes], data: st.DataObject
@@ -211,6 +213,7 @@ def test_a_record_with_other_bytes_is_damaged_or_says_something_else(
     assert found != decode(record)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80))
 def test_whatever_a_record_is_it_is_read_or_called_damaged(record: bytes) -> None:
     try:
