@@ -25,7 +25,7 @@ from load import report as reports
 from load.describe import Described, describe
 from load.identities import CHECKOUT, STATE, Identities, leftovers, read_pending, take_back
 from load.observe import Observer
-from load.plan import Gateway, Plan, PlanError, choose, make_plan
+from load.plan import Gateway, Plan, PlanError, choose, make_plan, playable
 from load.profiles import PROFILES, Profile
 from load.run import run
 from load.search import search
@@ -65,6 +65,7 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="play the site's own devices, whose bundles lie there, in their own topics, and make no test identities",
     )
+    made.add_argument("--generators", type=_whole, default=1, metavar="N", help="how many processes load (default: 1)")
     made.add_argument("--web", type=_whole, nargs="?", const=8089, metavar="PORT", help="show Locust's web interface")
     made.add_argument(
         "--search",
@@ -141,7 +142,7 @@ def _load(parsed: argparse.Namespace) -> int:
             bundles = {
                 device.id: parsed.bundles / device.id
                 for device in site.devices.values()
-                if device.revoked is None and _complete(parsed.bundles / device.id, device.authentication)
+                if playable(device) and _complete(parsed.bundles / device.id, device.authentication)
             }
             bundles = dict(list(bundles.items())[: parsed.devices or len(bundles)])
             if not bundles:
@@ -165,6 +166,15 @@ def _complete(bundle: Path, authentication: Sequence[str]) -> bool:
     return all((bundle / name).exists() for name in (*needed, "ca.pem"))
 
 
+def _left_out(site: Site) -> tuple[str, ...]:
+    """Say which of the site's devices could not be played."""
+    names = [device.id for device in site.devices.values() if device.revoked is None and not playable(device)]
+    if not names:
+        return ()
+    shown = ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")  # noqa: PLR2004 - enough to see which
+    return (f"Devices that come in by pre-shared key alone were not played: {shown}.",)
+
+
 @dataclass(frozen=True)
 class _Job:
     """A run, or several in search of the limit, with all that they have in common."""
@@ -180,7 +190,9 @@ class _Job:
     folder: Path
 
     def _plan(self, profile: Profile) -> Plan:
-        return make_plan(self.site, self.gateway, self.parsed.profile, profile, self.bundles)
+        return make_plan(
+            self.site, self.gateway, self.parsed.profile, profile, self.bundles, generators=self.parsed.generators
+        )
 
     def _run(self, profile: Profile) -> reports.Report:
         plan = self._plan(profile)
@@ -194,6 +206,7 @@ class _Job:
             self.thresholds,
             observer,
             identities=self.identities,
+            notes=_left_out(self.site),
             web_port=self.parsed.web,
         )
 

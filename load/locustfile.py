@@ -14,43 +14,55 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import resource
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gevent
+from gevent.event import Event
 from locust import User, events, task
+from locust.runners import MasterRunner, WorkerRunner
 from locust.stats import bucket_response_time
 
 from load.client import ConnectError
 from load.generator import Generator, Phase
-from load.plan import PlanError, read_plan
+from load.plan import Plan, PlanError, read_plan
+from load.tally import Tally
 
 if TYPE_CHECKING:
     from locust.argument_parser import LocustArgumentParser
     from locust.env import Environment
 
     from load.measure import Histogram
-    from load.tally import Tally
 
 PROGRESS_S = 5.0
 SPAWN_PER_S = 1000.0
 #: The exit code where nobody could connect.
 NOBODY = 4
+#: How long the leader of several processes waits for what they counted when it is stopped.
+STOP_S = 10.0
 
 
 class Stage:
-    """The generator of this process, once there is a plan.
+    """What this process has to do with the run.
 
-    :ivar generator: None before Locust has read its command line.
+    :ivar plan: None before Locust has read its command line.
+    :ivar generator: None before the run begins, and in the process that only leads others.
+    :ivar go: set when every process has its devices connected.
+    :ivar told: the leader's: what the others counted.
     """
 
+    plan: Plan | None = None
     generator: Generator | None = None
     result: Path
     taken = 0
+    ready = 0
+    go = Event()
+    told: ClassVar[list[dict[str, Any]]] = []
 
 
 class PlantDevice(User):
@@ -58,7 +70,7 @@ class PlantDevice(User):
 
     @task
     def live(self) -> None:
-        """Play one device that nobody plays yet."""
+        """Play one device of this process that nobody plays yet."""
         generator = Stage.generator
         assert generator is not None
         if Stage.taken < len(generator.devices):
@@ -84,38 +96,69 @@ def _init(environment: Environment, **_: Any) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        plan = read_plan(Path(options.plan))
-        Stage.generator = Generator(plan, plan.players)
+        Stage.plan = plan = read_plan(Path(options.plan))
+        runner = environment.runner
+        if isinstance(runner, MasterRunner):
+            runner.register_message("bednet-ready", _all_ready)
+            runner.register_message("bednet-tally", _collect)
+        elif isinstance(runner, WorkerRunner):
+            runner.register_message("bednet-go", lambda **_: Stage.go.set())
+            runner.register_message("bednet-stop", _stop)
+        else:
+            Stage.generator = Generator(plan, plan.players)
+            Stage.go.set()
     except (PlanError, ConnectError) as exc:
         sys.exit(f"bednet: {exc}")
     Stage.result = Path(options.result)
     # Its table at the end says less than our report.
     logging.getLogger("locust.stats_logger").disabled = True
-    options.num_users = len(plan.players)
+    # The same number of users for each process, some of whom may have nothing to play.
+    options.num_users = math.ceil(len(plan.players) / plan.generators) * plan.generators
     options.spawn_rate = SPAWN_PER_S
 
 
 @events.test_start.add_listener  # type: ignore[untyped-decorator]
 def _start(environment: Environment, **_: Any) -> None:
+    plan, runner = Stage.plan, environment.runner
+    assert plan is not None
+    if isinstance(runner, MasterRunner):
+        gevent.spawn(_lead, environment)
+        return
+    if isinstance(runner, WorkerRunner):
+        # Before this process is told to spawn users, it has been told which one it is.
+        Stage.generator = Generator(plan, plan.players[runner.worker_index :: plan.generators])
     gevent.spawn(_run, environment)
 
 
 @events.quitting.add_listener  # type: ignore[untyped-decorator]
-def _quitting(**_: Any) -> None:
+def _quitting(environment: Environment, **_: Any) -> None:
     """Tell what there is when Locust is stopped in the middle."""
-    generator = Stage.generator
-    if generator is not None and generator.phase is not Phase.OVER:
+    generator, plan = Stage.generator, Stage.plan
+    if isinstance(environment.runner, MasterRunner):
+        if plan is not None and not Stage.result.exists():
+            environment.runner.send_message("bednet-stop")
+            with gevent.Timeout(STOP_S, False):
+                while len(Stage.told) < plan.generators:
+                    gevent.sleep(0.05)
+            _write_all(interrupted=True)
+    elif generator is not None and generator.phase is not Phase.OVER:
         generator.interrupted = True
-        _write(generator, generator.finish(), complete=False)
+        _tell(environment, generator, generator.finish(), complete=False)
 
 
 def _run(environment: Environment) -> None:
-    generator = Stage.generator
+    generator, plan, runner = Stage.generator, Stage.plan, environment.runner
     assert generator is not None
-    assert environment.runner is not None
-    helpers = [gevent.spawn(_progress, generator), gevent.spawn(_charts, environment, generator)]
-    helpers.append(gevent.spawn(_orphaned, generator))
+    assert plan is not None
+    assert runner is not None
+    helpers = [gevent.spawn(_charts, environment, generator), gevent.spawn(_orphaned, generator)]
+    if not isinstance(runner, WorkerRunner) or runner.worker_index == 0:
+        helpers.append(gevent.spawn(_progress, generator))
     any_ = generator.await_connected()
+    if isinstance(runner, WorkerRunner):
+        runner.send_message("bednet-ready")
+        while not Stage.go.wait(0.1) and not generator.interrupted:
+            pass
     if any_ and not generator.interrupted:
         _say(f"{generator.connected} of {len(generator.devices)} devices are connected; the load begins")
         generator.load()
@@ -124,12 +167,94 @@ def _run(environment: Environment) -> None:
     if not any_:
         environment.process_exit_code = NOBODY
     complete = any_ and not generator.interrupted
-    _write(generator, generator.finish(), complete=complete)
+    _tell(environment, generator, generator.finish(), complete=complete)
     gevent.killall(helpers)
+    if isinstance(runner, WorkerRunner):
+        return
+    if environment.web_ui is None:
+        runner.quit()
+    else:
+        runner.stop()
+
+
+# Several processes: one leads, and Locust carries the messages
+
+
+def _all_ready(environment: Environment, **_: Any) -> None:
+    """Begin when every process has its devices connected."""
+    assert Stage.plan is not None
+    assert environment.runner is not None
+    Stage.ready += 1
+    if Stage.ready == Stage.plan.generators:
+        environment.runner.send_message("bednet-go")
+
+
+def _collect(msg: Any, **_: Any) -> None:
+    Stage.told.append(msg.data)
+
+
+def _stop(**_: Any) -> None:
+    if Stage.generator is not None:
+        Stage.generator.interrupted = True
+
+
+def _lead(environment: Environment) -> None:
+    """Wait until every process has told its tally, and write one for all."""
+    assert Stage.plan is not None
+    assert environment.runner is not None
+    parent = os.getppid()
+    while len(Stage.told) < Stage.plan.generators:
+        gevent.sleep(0.1)
+        if os.getppid() != parent:
+            environment.runner.quit()
+            return
+    if not Stage.result.exists():
+        _write_all(interrupted=False)
     if environment.web_ui is None:
         environment.runner.quit()
     else:
         environment.runner.stop()
+
+
+def _write_all(*, interrupted: bool) -> None:
+    """Write one tally for all processes; one that told nothing makes the run incomplete."""
+    assert Stage.plan is not None
+    whole: Tally | None = None
+    for told in Stage.told:
+        tally = Tally.from_json(told["tally"])
+        if whole is None:
+            whole = tally
+        else:
+            whole.merge(tally)
+    if whole is None:
+        return
+    _write(
+        {
+            "complete": len(Stage.told) == Stage.plan.generators and all(told["complete"] for told in Stage.told),
+            "interrupted": interrupted or any(told["interrupted"] for told in Stage.told),
+            "began_s": min(told["began_s"] for told in Stage.told),
+            "tally": whole.to_json(),
+        }
+    )
+
+
+def _tell(environment: Environment, generator: Generator, tally: Tally, *, complete: bool) -> None:
+    document = {
+        "complete": complete,
+        "interrupted": generator.interrupted,
+        "began_s": generator.begin_ns / 1e9,
+        "tally": tally.to_json(),
+    }
+    if isinstance(environment.runner, WorkerRunner):
+        environment.runner.send_message("bednet-tally", document)
+    else:
+        _write(document)
+
+
+def _write(document: dict[str, Any]) -> None:
+    draft = Stage.result.with_suffix(".tmp")
+    draft.write_text(json.dumps(document), encoding="utf-8")
+    draft.replace(Stage.result)
 
 
 def _orphaned(generator: Generator) -> None:
@@ -138,18 +263,6 @@ def _orphaned(generator: Generator) -> None:
     while os.getppid() == parent:
         gevent.sleep(0.5)
     generator.interrupted = True
-
-
-def _write(generator: Generator, tally: Tally, *, complete: bool) -> None:
-    document = {
-        "complete": complete,
-        "interrupted": generator.interrupted,
-        "began_s": generator.begin_ns / 1e9,
-        "tally": tally.to_json(),
-    }
-    draft = Stage.result.with_suffix(".tmp")
-    draft.write_text(json.dumps(document), encoding="utf-8")
-    draft.replace(Stage.result)
 
 
 def _say(text: str) -> None:

@@ -108,6 +108,7 @@ class Plan:
     """All that the generator needs to know.
 
     :ivar run: a number that is in every payload.
+    :ivar generators: how many processes share the players.
     :ivar connect_deadline_s: how long after the last connection was due the load begins without those that have not
         made it.
     :ivar drain_s: how long what is under way may take after the last message was due.
@@ -125,6 +126,7 @@ class Plan:
     cut_at_s: float
     reconnect_within_s: float
     players: tuple[Player, ...]
+    generators: int = 1
 
     @property
     def streams(self) -> list[Stream]:
@@ -278,15 +280,20 @@ def readers(site: Site, devices: Sequence[Device]) -> set[str]:
     return found
 
 
+def playable(device: Device) -> bool:
+    """Say whether a device can be played: it is in service, and comes in by certificate or password."""
+    return device.revoked is None and bool({"certificate", "password"} & set(device.authentication))
+
+
 def choose(site: Site, count: int) -> list[str]:
     """Return which devices to play, one id for each of `count` players.
 
-    All devices in service come once, as far as they fit; then those that tell are repeated, and those that hear more
-    than they tell are not: a plant grows by sensors, and not by historians.
+    All devices that can be played come once, as far as they fit; then those that tell are repeated, and those that hear
+    more than they tell are not: a plant grows by sensors, and not by historians.
 
     :raises PlanError: when nobody tells anything.
     """
-    devices = [device for device in site.devices.values() if device.revoked is None]
+    devices = [device for device in site.devices.values() if playable(device)]
     listening = readers(site, devices)
     tellers = [d.id for d in devices if d.id not in listening and telemetry_topics(site, d)]
     if not tellers:
@@ -310,6 +317,7 @@ def make_plan(
     *,
     warmup_s: float = 2.0,
     drain_s: float = 10.0,
+    generators: int = 1,
 ) -> Plan:
     """Decide who does what.
 
@@ -331,6 +339,10 @@ def make_plan(
         raise PlanError(f"Nobody has anything to say in profile `{name}`. Cure: look at policy.yml.")
     players = []
     for number, device in enumerate(devices):
+        if not playable(device):
+            raise PlanError(
+                f"Device `{device.id}` comes in neither by certificate nor by password. Cure: leave it out."
+            )
         way = "certificate" if "certificate" in device.authentication else "password"
         if way == "password" and gateway.password_port is None:
             raise PlanError(f"Device `{device.id}` comes in by password, and {gateway.name} has no listener for that.")
@@ -363,6 +375,7 @@ def make_plan(
         profile.cut_at * profile.duration_s,
         profile.reconnect_within_s,
         tuple(players),
+        generators,
     )
     if not any(stream.audience for stream in plan.streams):
         raise PlanError(f"Nobody hears what is said in profile `{name}`. Cure: play more devices, with --devices.")

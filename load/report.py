@@ -83,13 +83,13 @@ class Report:
     @property
     def sent_per_s(self) -> float:
         """How many messages were sent in a second, answers among them."""
-        return sum(self.tally.sent.values()) / self.tally.busy_s if self.tally.busy_s else 0.0
+        return sum(self.tally.sent.values()) / self.tally.wall_s if self.tally.busy_s else 0.0
 
     @property
     def received_per_s(self) -> float:
         """How many were delivered in a second."""
         unique = sum(delivery.unique for delivery in self.tally.deliveries.values())
-        return unique / self.tally.busy_s if self.tally.busy_s else 0.0
+        return unique / self.tally.wall_s if self.tally.busy_s else 0.0
 
 
 def generator_machine() -> dict[str, str]:
@@ -500,7 +500,8 @@ def _machines(report: Report) -> str:
     share = 100 * tally.cpu_s / tally.busy_s if tally.busy_s else 0.0
     handled = sum(tally.sent.values()) + sum(d.unique for d in tally.deliveries.values())
     generator = generator_machine() | {
-        "CPU used": f"{share:.0f} % of a core",
+        "processes": str(tally.processes),
+        "CPU used": f"{share:.0f} % of a core for each process",
         "messages per CPU second": f"{handled / tally.cpu_s:,.0f}" if tally.cpu_s else "-",
         "late, p99": f"{_ms(tally.lag.percentile_ms(99))} ms",
     }

@@ -67,6 +67,8 @@ def generate(plan: Plan, *, web_port: int | None = None) -> Generated:
         plan.write(plan_file)
         words = [sys.executable, "-m", "locust", "-f", str(CHECKOUT / "load/locustfile.py"), "--loglevel", "ERROR"]
         words += ["--plan", str(plan_file), "--result", str(result), "--stop-timeout", "1"]
+        if plan.generators > 1:
+            words += ["--processes", str(plan.generators)]
         if web_port is None:
             words += ["--headless", "--only-summary"]
         else:

@@ -202,7 +202,7 @@ def figures(tally: Tally, observation: Observation | None) -> dict[str, float | 
 def generator_limits(tally: Tally) -> tuple[str, ...]:
     """Say why the generator was the limit; nothing where it was not."""
     reasons = []
-    share = 100 * tally.cpu_s / tally.busy_s / tally.processes if tally.busy_s else 0.0
+    share = 100 * tally.cpu_s / tally.busy_s if tally.busy_s else 0.0
     if share > GENERATOR_CPU_PERCENT:
         reasons.append(f"The generator used {share:.0f} % of its cores (at most {GENERATOR_CPU_PERCENT:.0f} %).")
     lag = tally.lag.percentile_ms(99)

@@ -81,6 +81,7 @@ class Tally:
     :ivar foreign: messages that were not of this run.
     :ivar broker_before: what the broker told of itself under $SYS when somebody who may hear it had subscribed;
         `broker_after` what it told last.
+    :ivar cpu_s: CPU time of all processes while they kept the schedule; `busy_s` how long they did.
     :ivar deliveries: by kind and QoS, such as ("telemetry", 1).
     :ivar tls: by version and cipher, how many connections.
     :ivar seconds: from the start of the schedule.
@@ -113,6 +114,11 @@ class Tally:
     broker_after: dict[str, str] = field(default_factory=dict)
     deliveries: dict[tuple[str, int], Delivery] = field(default_factory=dict)
     seconds: list[Second] = field(default_factory=list)
+
+    @property
+    def wall_s(self) -> float:
+        """How long the load lasted; the time of each process is in `busy_s`."""
+        return self.busy_s / self.processes
 
     def delivery(self, kind: str, qos: int) -> Delivery:
         """Return the counts of one kind and QoS."""

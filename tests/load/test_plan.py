@@ -14,14 +14,27 @@ import yaml
 from bednet import topics
 from bednet.policy import Access
 from bednet.site import Site, decide, load_site
-from load.plan import ANSWERS, COMMANDS, FLOOD, SLOW, TRESPASS, Gateway, Plan, PlanError, choose, make_plan, read_plan
+from load.plan import (
+    ANSWERS,
+    COMMANDS,
+    FLOOD,
+    SLOW,
+    TRESPASS,
+    Gateway,
+    Plan,
+    PlanError,
+    choose,
+    make_plan,
+    playable,
+    read_plan,
+)
 from load.profiles import PROFILES, Profile
 
 GATEWAY = Gateway("gateway-1", "127.0.0.1", "gateway-1.plant.example", 8883, 8884)
 
 
 def everyone(site: Site) -> dict[str, Path]:
-    return {name: Path("/nowhere") / name for name, device in site.devices.items() if device.revoked is None}
+    return {name: Path("/nowhere") / name for name, device in site.devices.items() if playable(device)}
 
 
 def planned(site: Site, name: str, **changes: Any) -> Plan:
@@ -163,6 +176,14 @@ def test_a_profile_that_a_site_cannot_play_is_refused(
 def test_password_devices_need_a_listener(example: Site) -> None:
     with pytest.raises(PlanError, match="comes in by password, and gateway-1 has no listener"):
         make_plan(example, replace(GATEWAY, password_port=None), "steady", PROFILES["steady"], everyone(example))
+
+
+def test_devices_that_cannot_be_played_are_refused_and_never_chosen(example: Site) -> None:
+    device = replace(example.devices["temp-101"], authentication=("psk",))
+    site = replace(example, devices={**example.devices, "temp-101": device})
+    assert "temp-101" not in choose(site, 100)
+    with pytest.raises(PlanError, match="neither by certificate nor by password"):
+        make_plan(site, GATEWAY, "steady", PROFILES["steady"], {"temp-101": Path("/x"), "historian": Path("/x")})
 
 
 def test_a_site_in_which_nobody_tells_anything_is_not_multiplied(tmp_path: Path) -> None:

@@ -78,11 +78,13 @@ def pki(stage: brokers.Stage, tmp_path_factory: pytest.TempPathFactory) -> broke
     return made
 
 
-def plan_for(example: Site, pki: brokers.PKI, port: int, profile: str = "steady", **changes: Any) -> Plan:
+def plan_for(
+    example: Site, pki: brokers.PKI, port: int, profile: str = "steady", generators: int = 1, **changes: Any
+) -> Plan:
     habit = replace(PROFILES[profile], **{"duration_s": 1.2, "every_s": 0.1, "connects_per_s": 100, **changes})
     bundles = {name: pki.folder / "bundles" / name for name in DEVICES}
     gateway = Gateway("broker", "127.0.0.1", brokers.SERVER_NAME, port, None)
-    return make_plan(example, gateway, profile, habit, bundles, warmup_s=0.2, drain_s=0.8)
+    return make_plan(example, gateway, profile, habit, bundles, warmup_s=0.2, drain_s=0.8, generators=generators)
 
 
 @contextmanager
@@ -105,7 +107,8 @@ def test_losses_copies_and_disorder_are_counted_one_by_one(
 ) -> None:
     mischief = Mischief(drop=9, twice=7, swap=11)
     with broker(stage, pki, tmp_path) as where, Proxy(pki.folder, where, mischief) as proxy:
-        report = load(plan_for(example, pki, proxy.port))
+        # Who tells and who hears are played by different processes.
+        report = load(plan_for(example, pki, proxy.port, generators=2))
     told = {kind: getattr(report.tally.delivery("telemetry", 1), kind) for kind in ("lost", "duplicates", "disordered")}
     assert proxy.dropped > 2
     assert proxy.doubled > 2
@@ -113,6 +116,7 @@ def test_losses_copies_and_disorder_are_counted_one_by_one(
     assert told == {"lost": proxy.dropped, "duplicates": proxy.doubled, "disordered": proxy.swapped}
     assert report.judgement.verdict is Verdict.FAILED
     assert any(reason.startswith("lost_qos_1_and_2 is") for reason in report.judgement.reasons)
+    assert report.tally.processes == 2
     assert report.tally.delivery("telemetry", 1).expected == report.tally.scheduled["telemetry"] * 2
 
 
@@ -150,7 +154,7 @@ def test_a_forbidden_message_that_gets_through_fails_the_run(
     shutil.copytree(pki.folder, folder, ignore=shutil.ignore_patterns("bundles"))
     ports = brokers.Ports.some()
     lax = brokers.configuration(ports, both={"acl_file": None})
-    profile = {"trespass_every_s": 0.2, "command_every_s": 0.5}
+    profile: dict[str, Any] = {"trespass_every_s": 0.2, "command_every_s": 0.5}
     with stage.run(folder, ports, lax):
         plan = plan_for(example, pki, ports.mtls, "mixed", **profile)
         plan = replace(plan, gateway=replace(plan.gateway, address=stage.address))
