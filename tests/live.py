@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A live gateway with bednet's plugin: what it writes down about refusals, and its store, changed under it.
+
+- :class:`Audit`: the lines that the plugin writes into the journal from now on.
+- :func:`other_site`: another policy, other devices in one gateway's store, for as long as a test needs them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bednet import compiled
+from bednet.site import load_site
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from testbed.lab import Host
+    from tests.conftest import Plant
+
+DEADLINE_S = 5.0
+POLL_S = 0.05
+CA_SECRETS = "/var/lib/bednet-ca/state/passwords.json"
+DEPLOYED = "/var/lib/bednet/site.jsonl"
+
+# What bednet's gateways answer: MQTT 3.1.1 (3.2.2.3 and 3.9.3), MQTT 5 (3.2.2.2 and 3.9.3).
+CONNECT_REFUSED = {4: 5, 5: 0x87}
+SUBSCRIBE_REFUSED = {4: 0x80, 5: 0x87}
+
+Json = dict[str, Any]
+
+
+class Audit:
+    """What the plugin of a gateway writes into the journal, from the moment on when this was made."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        told = host.exec(["journalctl", "-u", "mosquitto", "-n", "0", "--show-cursor", "-q"]).stdout
+        self._cursor = told.split("cursor: ")[-1].strip()
+
+    def lines(self, **wanted: object) -> list[Json]:
+        """Return the lines so far that say all this."""
+        told = self._host.exec(
+            ["journalctl", "-u", "mosquitto", f"--after-cursor={self._cursor}", "-q", "-o", "cat"], check=False
+        ).stdout
+        found = [json.loads(line) for line in told.splitlines() if line.startswith('{"bednet":"audit"')]
+        return [line for line in found if wanted.items() <= line.items()]
+
+    def line(self, **wanted: object) -> Json:
+        """Wait for a line that says all this; return the first."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not (found := self.lines(**wanted)):
+            assert time.monotonic() < deadline, f"nothing of {wanted} is written down, but {self.lines()}"
+            time.sleep(POLL_S)
+        return found[0]
+
+
+def _secrets(plant: Plant, host: Host) -> Json:
+    """What a gateway gets from the CA beside the compiled site."""
+    kept = json.loads(plant.lab.hosts[plant.lab.shape.ca].read_file(CA_SECRETS))
+    told = [json.loads(line) for line in host.exec(["bednet-store", "dump"]).stdout.splitlines()]
+    serials = {line["revoked_serial"]: line["reason"] for line in told if "revoked_serial" in line}
+    return {"passwords": kept.get("passwords", {}), "psk": kept.get("psk", {}), "revoked_serials": serials}
+
+
+def _apply(host: Host, path: str, secrets: Json) -> Json:
+    told: Json = json.loads(host.exec(["bednet-store", "apply", path], input=json.dumps(secrets)).stdout)
+    return told
+
+
+@contextmanager
+def other_site(
+    plant: Plant, host: Host, change: Callable[[Path], None], *, psk: Mapping[str, str] | None = None
+) -> Iterator[Json]:
+    """Apply a changed copy of the site to the store of one gateway, as site.yml would; afterwards as it was.
+
+    :param change: changes the files of the copy.
+    :param psk: device -> pre-shared key in hexadecimal.
+    :return: what `bednet-store apply` did.
+    """
+    path = "/run/bednet-other-site.jsonl"
+    secrets = _secrets(plant, host)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "site"
+        shutil.copytree(plant.lab.site, copy)
+        change(copy)
+        text = "".join(compiled.lines(load_site(copy)))
+    host.write_file(path, text, mode="0600")
+    try:
+        yield _apply(host, path, {**secrets, "psk": {**secrets["psk"], **(psk or {})}})
+    finally:
+        _apply(host, DEPLOYED, secrets)
+        host.exec(["rm", "-f", path])
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    """Replace a text that stands once in a file."""
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {path.name}"
+    path.write_text(text.replace(old, new), encoding="utf-8")
