@@ -52,17 +52,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--lab", metavar="NAME", help="use this running lab, on which site.yml was run, and leave it up")
 
 
+# Suites whose tests use the fixture `lab`, and files of tests/roles that bring up labs of their own, the longest first.
+ON_THE_LAB = {"authentication", "authorization", "demo", "encryption", "resilience", "roles", "verify"}
+OWN_LAB = (
+    "tests/roles/test_alternative.py",
+    "tests/roles/test_ca_on_a_gateway.py",
+    "tests/roles/test_key_types.py",
+)
+
+
 class ByLab(LoadScopeScheduling):  # type: ignore[misc] # it has no types
-    """Keeps the tests that share a lab on one worker (``-n 2``); the others go wherever there is time."""
+    """Keeps the tests that share a lab on one worker (``-n 3``); the others go wherever there is time."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
-        if path.startswith("tests/unit/"):
+        suite = path.split("/")[1]
+        if suite == "unit":
             return nodeid.partition("[")[0]
-        if path.startswith("tests/testbed/"):
-            return "the lab itself"
-        own = ("test_alternative.py", "test_ca_on_a_gateway.py", "test_key_types.py")
-        return path if path.endswith(own) else "the deployed lab"
+        if path in OWN_LAB:
+            return path
+        return "the deployed lab" if suite in ON_THE_LAB else suite
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByLab:
@@ -72,13 +81,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByLab:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the labs that take longest to deploy, so that no worker waits for them in the end."""
-    roles = ("tests/roles/test_key_types.py", "tests/roles/test_ca_on_a_gateway.py", "tests/roles/test_alternative.py")
-    last = ("tests/unit/", "tests/testbed/", *roles)
-    items.sort(
-        key=lambda item: next(
-            (place for place, part in enumerate(reversed(last), 1) if item.nodeid.startswith(part)), 0
-        )
-    )
+
+    def place(item: pytest.Item) -> int:
+        path = item.nodeid.partition("::")[0]
+        if path in OWN_LAB:
+            return 1 + OWN_LAB.index(path)
+        suite = path.split("/")[1]
+        return 0 if suite in ON_THE_LAB else {"testbed": 8, "unit": 9}.get(suite, 7)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
