@@ -332,10 +332,11 @@ class Gateway:
             time.sleep(0.005)
 
     def audit(self) -> Iterator[Json]:
-        """Go through the audit, the oldest first."""
-        for line in self.text().splitlines():
-            if (at := line.find('{"bednet":"audit"')) >= 0:
-                yield json.loads(line[at:])
+        """Go through the audit, the oldest first. A line of it begins so: client ids stand in others, as they are."""
+        for line in self.text().split("\n")[:-1]:
+            _, _, message = line.partition(": ")
+            if message.startswith('{"bednet":"audit"'):
+                yield json.loads(message)
 
     def audited(self, **wanted: Any) -> Json:
         """Wait for a line of the audit in which all this stands, and return the newest."""

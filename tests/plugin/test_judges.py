@@ -27,17 +27,18 @@ from bednet.errors import Place, TopicError
 from bednet.moment import Moment, Window
 from bednet.policy import Access, Decision, Effect, Grant, Rule, Verdict, decide_by, fill_in, placeholders
 from tests.plugin import judge
-from tests.plugin.gateway import Guest, password_record
+from tests.plugin.gateway import password_record
 from tests.unit.store import sites
 
 if TYPE_CHECKING:
+    from bednet.probe import Session
     from tests.plugin.conftest import Start
     from tests.plugin.gateway import Site
 
 BEGIN_OF_TIME = -62135596800
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Australia/Lord_Howe", "Africa/Casablanca")
 DEVICES = ("temp-1", "hmi-2", "x")
-VALUES = {"location": ("hall-1", "hall-2", "$SYS"), "line": ("1", "2", "a b")}
+VALUES = {"location": ("hall-1", "hall-2"), "line": ("1", "2", "a b")}
 NETWORKS = (
     "10.0.0.0/8",
     "10.20.1.0/24",
@@ -170,7 +171,7 @@ def a_rule(number: int, effect: Effect, access: Access, template: str, during: A
         effect,
         access,
         template,
-        Place(Path("p"), 1),
+        Place("p", 1),
         during,
         networks,
     )
@@ -179,30 +180,28 @@ def a_rule(number: int, effect: Effect, access: Access, template: str, during: A
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     count = draw(st.integers(0, 6))
-    windows = st.one_of(st.just(()), st.just(()), st.lists(WINDOWS, min_size=1, max_size=3).map(tuple))
+    nothing: st.SearchStrategy[tuple[Any, ...]] = st.just(())
+    windows = st.one_of(nothing, nothing, st.lists(WINDOWS, min_size=1, max_size=3).map(tuple))
     networks = st.one_of(
-        st.just(()),
-        st.just(()),
+        nothing,
+        nothing,
         st.lists(st.sampled_from(NETWORKS), min_size=1, max_size=3, unique=True).map(
             lambda texts: tuple(ipaddress.ip_network(text) for text in texts)
         ),
     )
+    effects = [Effect.ALLOW, Effect.ALLOW, Effect.DENY]
     rules = tuple(
         a_rule(
             number,
-            draw(st.sampled_from([Effect.ALLOW, Effect.ALLOW, Effect.DENY])),
-            draw(st.sampled_from(Access)),
+            draw(st.sampled_from(effects)),
+            draw(st.sampled_from(list(Access))),
             draw(TEMPLATES),
             draw(windows),
             draw(networks),
         )
         for number in range(count)
     )
-    # A value that begins with "$" is none that the compiler lets through.
-    values = {
-        device: {name: draw(st.sampled_from([v for v in choices if v[0] != "$"])) for name, choices in VALUES.items()}
-        for device in DEVICES
-    }
+    values = {device: {name: draw(st.sampled_from(choices)) for name, choices in VALUES.items()} for device in DEVICES}
     return Case(rules, values)
 
 
@@ -355,9 +354,9 @@ def test_a_live_broker_decides_the_same(site: Site, start: Start) -> None:
         site.passwords[device] = password_record(f"password of {device}")
 
     with ExitStack() as stack:
-        sessions: dict[str, Guest] = {}
+        sessions: dict[str, Session] = {}
 
-        @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+        @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
         @given(tried(times=st.none(), count=25))
         def ask(case_and_questions: tuple[Case, list[Question]]) -> None:
             case, questions = case_and_questions
@@ -382,7 +381,7 @@ def test_a_live_broker_decides_the_same(site: Site, start: Start) -> None:
                 asked[granted] += 1
 
         ask()
-    assert asked[True] >= 50, asked
+    assert asked[True] >= 25, asked
     assert asked[False] >= 100, asked
 
 

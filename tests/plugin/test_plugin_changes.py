@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bednet.probe import Credentials, NotAdmittedError, Will, connect_packet, dial
+from bednet.probe import Credentials, NotAdmittedError, Session, Will, connect_packet, dial
 from tests.plugin.conftest import KEY
 from tests.plugin.gateway import Guest, allow, deny, password_record
 from tests.plugin.mqtt import PSK
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tests.plugin.pki import Authority
 
 
-def gone(session: Guest, *, version: int = 5) -> None:
+def gone(session: Session, *, version: int = 5) -> None:
     """See that the broker ends a session, and says to an MQTT 5 client that an administrator did."""
     goodbye = session.wait_goodbye()
     if version == 5:

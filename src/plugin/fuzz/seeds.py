@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the seeds of the fuzz targets into fuzz/seeds: sound inputs of each kind, made by bednet-store's own code.
+
+Run it as ``python src/plugin/fuzz/seeds.py`` when the layout of records changes. Seeds that were found by fuzzing lie
+beside them, under names of their own.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from bednet import store
+
+SEEDS = Path(__file__).parent / "seeds"
+
+
+def write(target: str, name: str, data: bytes) -> None:
+    """Write one seed."""
+    (SEEDS / target).mkdir(parents=True, exist_ok=True)
+    (SEEDS / target / name).write_bytes(data)
+
+
+def devices() -> None:
+    """Records of devices."""
+    profile = bytes(range(8))
+    password = store.Password(101, b"salt of 12 b", bytes(64))
+    write("device", "certificate", store.Device(profile, certificate=True).encode())
+    write(
+        "device",
+        "values",
+        store.Device(profile, ("hall-1", "1", "\u00e4"), certificate=True, until=1800000000).encode(),
+    )
+    write("device", "all", store.Device(profile, ("hall-1",), True, password, bytes(range(16)), 1).encode())
+    write("device", "revoked", store.Device(profile, certificate=True, revoked=1).encode())
+
+
+def profiles() -> None:
+    """Records of profiles."""
+    zone = store.zone_key("Europe/Berlin")
+    windows = (store.Window(127, 21600, 79200, zone), store.Window(1, 79200, 3600, zone))
+    networks = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8::/32"))
+    rules = [
+        store.Rule("role/sensor/allow/publish/0", 1, 1, (), (), b"sensors/\xff\x00/#"),
+        store.Rule("role/sensor/allow/subscribe/0", 1, 2, windows, networks, b"halls/\xff\x01/+"),
+        store.Rule("role/sensor/deny/subscribe/0", 2, 2, (), networks[:1], b"halls/+/\xff\x02"),
+        store.Rule("role/admin/allow/publish/0", 1, 1, windows[:1], (), b"#"),
+    ]
+    for number in range(len(rules) + 1):
+        write("profile", f"{number}-rules", store.encode_profile(rules[:number]))
+
+
+def topics() -> None:
+    """Pairs of filters, and shared subscriptions."""
+    pairs = ["#\na/b", "a/+/c\na/#", "+/#\n$SYS/#", "a/b\na/b", "/+\n+/a", "a/#\n#", "+\n/#", "//\n+/+/+"]
+    for number, pair in enumerate(pairs):
+        write("filter", f"pair-{number}", pair.encode())
+    for number, text in enumerate(
+        ["$share/g/a/#", "$share//a", "$share/g", "$share", "$shared/x", "a/b", "$share/+/a"]
+    ):
+        write("share", f"filter-{number}", text.encode())
+
+
+def certificates() -> None:
+    """Certificates and their subjects, good and odd."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    for number, names in enumerate([["temp-1"], ["temp-1", "temp-2"], [], ["a/b"]]):
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name) for name in names])
+        begin = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "CA")]))
+            .public_key(key.public_key())
+            .serial_number(0x80 + number)
+            .not_valid_before(begin)
+            .not_valid_after(begin + dt.timedelta(days=1))
+            .sign(key, hashes.SHA256())
+        )
+        write("certificate", f"certificate-{number}", certificate.public_bytes(serialization.Encoding.DER))
+        write("certificate", f"name-{number}", subject.public_bytes())
+
+
+def texts() -> None:
+    """What clients may send."""
+    for number, text in enumerate(
+        ["sensors/temp-1/t", '"},{"\\', "\u00e4\u20ac\U0001f600", "a" * 400, "\u2028\x7f\x01"]
+    ):
+        write("audit", f"text-{number}", text.encode())
+    write("audit", "not-utf-8", b"\xc0\xaf\xed\xa0\x80\xff\xf4\x90\x80\x80")
+
+
+def others() -> None:
+    """The small records, and addresses."""
+    write("other", "meta", store.Meta(1, 2, 3).encode())
+    write("other", "zone", store.encode_zone([(-62135596800, 3208), (0, 3600), (1732492800, 7200)]))
+    write("other", "change", (7).to_bytes(8, "big") + b"\x01temp-1")
+    for name, address in {"v4": b"10.20.1.5", "v6": b"2001:db8::1", "mapped": b"::ffff:10.20.1.5"}.items():
+        write("other", name, address)
+
+
+if __name__ == "__main__":
+    devices()
+    profiles()
+    topics()
+    certificates()
+    texts()
+    others()
