@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Test identities go away, whatever becomes of the run: after it, after an error in it, and after it was killed.
+
+`site.yml` is not run here: what stands in for it notes what it was asked, and makes the bundles that a CA would make.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from load import identities
+from load.describe import Described, shell
+from load.identities import Identities, IdentitiesError
+from tests.load.conftest import EXAMPLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DESCRIBED = Described((), "acl_file", {})
+
+
+class Plays:
+    """Stands in for Ansible.
+
+    :ivar asked: the playbooks and their arguments.
+    :ivar fails: when to fail.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.fails: Callable[[str, str], bool] = lambda _playbook, _arguments: False
+
+    def __call__(self, site: Path, playbook: Path, *arguments: str, deadline_s: float = 0) -> None:
+        words = " ".join(arguments)
+        self.asked.append((playbook.name, words))
+        if self.fails(playbook.name, words):
+            raise IdentitiesError(f"{playbook.name} failed.")
+        if playbook.name == "bundles.yml":
+            told = dict(item.split("=", 1) for item in arguments if "=" in item)
+            folder = Path(told["load_bundles_to"])
+            with tarfile.open(folder / ".bundles.tar", "w") as tar:
+                for key in folder.glob("*/key.pem"):
+                    for name in ("certificate.pem", "ca.pem"):
+                        tar.addfile(tarfile.TarInfo(f"{key.parent.name}/{name}"), io.BytesIO())
+
+    @property
+    def taken_back(self) -> list[str]:
+        """How site.yml was run with the site's own files."""
+        return [words for name, words in self.asked if name == "site.yml" and "bednet_site_dir" not in words]
+
+
+@pytest.fixture
+def plays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Plays:
+    """Playbooks that only note what they were asked."""
+    made = Plays()
+    monkeypatch.setattr(identities, "play", made)
+    monkeypatch.setattr(identities, "STATE", tmp_path)
+    return made
+
+
+def templates() -> list[str]:
+    return ["temp-101", "temp-102", "historian"]
+
+
+def nothing_left(tmp_path: Path, made: Identities) -> bool:
+    return not list((tmp_path / "pending").iterdir()) and not made._folder.exists()
+
+
+def test_identities_live_as_long_as_the_run(plays: Plays, tmp_path: Path) -> None:
+    made = Identities(EXAMPLE, templates(), DESCRIBED)
+    with made:
+        assert len(made.bundles) == 4
+        keys = [folder / "key.pem" for folder in made.bundles.values()]
+        assert all(key.stat().st_mode & 0o777 == 0o600 for key in keys)
+        assert made._folder.stat().st_mode & 0o077 == 0
+        (enrolled,) = [words for name, words in plays.asked if name == "site.yml"]
+        assert '"enrolment_validity_days": 1' in enrolled
+        assert "--tags enrolment" in enrolled
+        # A run that is at work is nobody's leftover.
+        assert identities.leftovers() == []
+        assert len(list((tmp_path / "pending").glob("*.json"))) == 1
+    assert plays.taken_back == ["--tags enrolment -e enrolment_revoke_at_most=4"]
+    assert nothing_left(tmp_path, made)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_error_in_the_run_takes_them_back(plays: Plays, tmp_path: Path, error: type[BaseException]) -> None:
+    made = Identities(EXAMPLE, templates(), DESCRIBED)
+    with pytest.raises(error), made:
+        raise error
+    assert len(plays.taken_back) == 1
+    assert nothing_left(tmp_path, made)
+
+
+def test_an_enrolment_that_fails_half_way_is_taken_back(plays: Plays, tmp_path: Path) -> None:
+    plays.fails = lambda _, words: "bednet_site_dir" in words
+    made = Identities(EXAMPLE, templates(), DESCRIBED)
+    with pytest.raises(IdentitiesError, match=r"site\.yml failed"), made:
+        pytest.fail("there is nothing to run with")
+    assert len(plays.taken_back) == 1
+    assert nothing_left(tmp_path, made)
+
+
+def test_a_policy_that_cannot_be_copied_touches_nothing(plays: Plays, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    for name in ("devices.yml", "policy.yml"):
+        (site / name).write_text((EXAMPLE / name).read_text().replace("temp-101", "temp.101"))
+    made = Identities(site, ["temp-102"], DESCRIBED)
+    with pytest.raises(Exception, match="id-dot"), made:
+        pytest.fail("there is nothing to run with")
+    assert plays.asked == []
+    assert not made._folder.exists()
+
+
+def test_identities_that_cannot_be_taken_back_are_named_and_remembered(plays: Plays, tmp_path: Path) -> None:
+    plays.fails = lambda name, words: name == "site.yml" and "bednet_site_dir" not in words
+    made = Identities(EXAMPLE, templates(), DESCRIBED)
+    with pytest.raises(IdentitiesError, match=r"still enrolled(.|\n)*enrolment_revoke_at_most=4"), made:
+        pass
+    assert not made._folder.exists()
+    (left,) = identities.leftovers()
+    assert identities.read_pending(left) == identities.Pending(made.run, str(EXAMPLE), 4)
+
+
+@pytest.mark.parametrize(("word", "count"), [(b"", 1), (b"done", 0)])
+def test_the_guard_takes_back_what_a_killed_run_left(
+    plays: Plays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: bytes, count: int
+) -> None:
+    """The run's end of the pipe is closed by its death, or it says first that all is well."""
+    pending, folder = tmp_path / "abc.json", tmp_path / "keys"
+    pending.write_text(json.dumps({"run": "abc", "site": str(EXAMPLE), "count": 7}))
+    folder.mkdir()
+    read, write = os.pipe()
+    os.write(write, word)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        monkeypatch.setattr("sys.stdin", pipe)
+        assert identities.main(pending, folder) == 0
+    assert plays.taken_back == ["--tags enrolment -e enrolment_revoke_at_most=7"] * count
+    assert pending.exists() is folder.exists() is (count == 0)
+
+
+def test_a_gateway_is_watched_the_way_ansible_reaches_it() -> None:
+    host = {"address": "192.0.2.11", "user": "operator", "port": 2222, "key": "/k", "connection": "ssh"}
+    words = shell({**host, "arguments": "-o UserKnownHostsFile='/a b'"})
+    assert words[:1] == ("ssh",)
+    assert words[words.index("-p") + 1] == "2222"
+    assert words[words.index("-i") + 1] == "/k"
+    assert "UserKnownHostsFile=/a b" in words
+    assert words[-6:] == ("operator@192.0.2.11", "sudo", "-n", "sh", "-s", "--")
+    assert shell({**host, "arguments": "", "connection": "local"}) == ("sudo", "-n", "sh", "-s", "--")
