@@ -61,6 +61,7 @@ def test_the_broker_reads_its_store_and_writes_nothing_but_the_table_of_readers(
     # What it decides from is read-only in its memory; in its name space so is all of the folder but the one file.
     assert modes[f"{STORE}/data.mdb"] == "r--s"
     assert modes[f"{STORE}/lock.mdb"] == "rw-s"
+    # An upgraded package is taken up by a restart in the same run.
     assert "/usr/lib/bednet/bednet_plugin.so" in modes
     mounts = gateway.exec(["cat", f"/proc/{pid}/mountinfo"]).stdout
     writable = [line.split()[4] for line in mounts.splitlines() if line.split()[5].startswith("rw")]
