@@ -83,7 +83,7 @@ _QEMU = {"arm64": "qemu-aarch64", "amd64": "qemu-x86_64"}
 
 
 @dataclass(frozen=True)
-class Tested:
+class PytestRun:
     """What pytest said.
 
     :param rc: its exit code; 0 where nothing failed.
@@ -111,7 +111,7 @@ def run_tests(
     environment: Mapping[str, str] | None = None,
     timeout_s: float = 600,
     echo: bool = False,
-) -> Tested:
+) -> PytestRun:
     """Run pytest in a container of a release, against that release's broker.
 
     :param arguments: further arguments of pytest; paths are relative to the checkout.
@@ -154,7 +154,7 @@ def run_tests(
     return read_outcome(done)
 
 
-def read_outcome(done: Outcome) -> Tested:
+def read_outcome(done: Outcome) -> PytestRun:
     """Read pytest's report; a run that never got as far as to write one has its exit code and its log."""
     passed, seconds = 0, 0.0
     skipped: dict[str, str] = {}
@@ -169,7 +169,7 @@ def read_outcome(done: Outcome) -> Tested:
                 failed.append(name)
             else:
                 passed += 1
-    return Tested(done.rc, done.log, passed, skipped, failed, seconds)
+    return PytestRun(done.rc, done.log, passed, skipped, failed, seconds)
 
 
 def python_packages(version: str, roots: Sequence[str] = ROOTS) -> Path:

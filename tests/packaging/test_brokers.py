@@ -13,7 +13,7 @@ import pytest
 
 from testbed import image, package
 from testbed.common import CHECKOUT, LabError
-from testbed.workbench import BROKERS, Tested, run_tests
+from testbed.workbench import BROKERS, PytestRun, run_tests
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,7 @@ def need(suite: str, *kinds: str) -> None:
         pytest.skip(f"no image of {suite} ({', '.join(kinds)}) can be built here: {exc}")
 
 
-def check(tested: Tested, suite: str, at_least: int) -> None:
+def check(tested: PytestRun, suite: str, at_least: int) -> None:
     """See that pytest ran, with the release's broker, and that nothing failed or was left out for want of something."""
     assert tested.rc == 0, f"{', '.join(tested.failed)}\n{tested.log[-20000:]}"
     assert f"mosquitto version {BROKERS[suite].broker.rpartition('.')[0]}." in tested.log
