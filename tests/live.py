@@ -52,13 +52,17 @@ class Audit:
         found = [json.loads(line) for line in told.splitlines() if line.startswith('{"bednet":"audit"')]
         return [line for line in found if wanted.items() <= line.items()]
 
+    def await_lines(self, count: int, **wanted: object) -> list[Json]:
+        """Wait for so many lines that say all this."""
+        deadline = time.monotonic() + DEADLINE_S
+        while len(found := self.lines(**wanted)) < count:
+            assert time.monotonic() < deadline, f"not {count} lines of {wanted} are written down, but {self.lines()}"
+            time.sleep(POLL_S)
+        return found
+
     def line(self, **wanted: object) -> Json:
         """Wait for a line that says all this; return the first."""
-        deadline = time.monotonic() + DEADLINE_S
-        while not (found := self.lines(**wanted)):
-            assert time.monotonic() < deadline, f"nothing of {wanted} is written down, but {self.lines()}"
-            time.sleep(POLL_S)
-        return found[0]
+        return self.await_lines(1, **wanted)[0]
 
 
 def _secrets(plant: Plant, host: Host) -> Json:
