@@ -2,7 +2,8 @@
 """Fetch a site's certificate revocation list onto a gateway (RFC 5280 section 5).
 
 Runs on the gateway as a user without rights, from a systemd timer, with the standard library and ``cryptography`` (38
-and later) only. The list comes over plain HTTP and is believed for its signature alone: it goes on only if
+and later) only. The list comes over plain HTTP and is believed for its signature alone (what that user hands on is
+looked at once more, with ``--file -``, before it reaches the broker): it goes on only if
 
 - the issuing CA in ``--ca`` signed it,
 - it is in force now, and
@@ -20,6 +21,7 @@ import sys
 import urllib.request
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import BinaryIO
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -117,7 +119,11 @@ def fetch(url: str) -> bytes:
     # must not choose whom else this gateway talks to.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
     with opener.open(url, timeout=TIMEOUT_SECONDS) as response:
-        data: bytes = response.read(MAX_BYTES + 1)
+        return _read(response)
+
+
+def _read(stream: BinaryIO) -> bytes:
+    data = stream.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise RefusedError(f"it is larger than {MAX_BYTES} bytes")
     return data
@@ -126,17 +132,27 @@ def fetch(url: str) -> bytes:
 def main(argv: list[str] | None = None) -> int:
     """Fetch, decide, write; the exit code is 0 only when ``--output`` holds a list that may be used."""
     parser = argparse.ArgumentParser(description="Fetch a site's certificate revocation list.")
-    parser.add_argument("--url", required=True)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--url", help="where to fetch it from")
+    source.add_argument("--file", choices=["-"], help="read it from standard input instead")
     parser.add_argument("--ca", required=True, type=Path, help="the site's CA certificates, PEM")
     parser.add_argument("--present", required=True, type=Path, help="the list in use")
-    parser.add_argument("--output", required=True, type=Path, help="where the list to use is written, PEM")
+    parser.add_argument(
+        "--output", required=True, type=Path, help="where the list to use is written, PEM; -: on stdout"
+    )
     args = parser.parse_args(argv)
     try:
         present = args.present.read_bytes() if args.present.exists() else None
-        pem = accept(fetch(args.url), ca=args.ca.read_bytes(), present=present, now=datetime.now(UTC))
+        fetched = fetch(args.url) if args.url else _read(sys.stdin.buffer)
+        pem = accept(fetched, ca=args.ca.read_bytes(), present=present, now=datetime.now(UTC))
     except (RefusedError, OSError) as exc:
-        sys.stderr.write(f"The list from {args.url} is not used: {exc}. The broker keeps the one it has.\n")
+        whence = args.url or "standard input"
+        sys.stderr.write(f"The list from {whence} is not used: {exc}. The broker keeps the one it has.\n")
         return 1
+    if args.output == Path("-"):
+        sys.stdout.buffer.write(pem)
+        sys.stdout.buffer.flush()
+        return 0
     scratch = args.output.with_suffix(".new")
     with scratch.open("wb") as file:
         file.write(pem)

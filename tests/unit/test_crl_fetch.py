@@ -7,6 +7,8 @@ signed, replayed to bring a revoked certificate back to life.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -164,7 +166,7 @@ def served() -> Iterator[tuple[str, dict[str, bytes]]]:
             """Stay quiet."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}", files
         server.shutdown()
@@ -220,6 +222,34 @@ def test_the_command_leaves_the_output_alone_when_it_refuses(
     message = capsys.readouterr().err
     assert reason in message
     assert "keeps the one it has" in message
+
+
+def _check(folder: Path, handed_on: bytes) -> subprocess.CompletedProcess[bytes]:
+    """Run the command as root's side of the unit does: a list on standard input, what may be used on its output."""
+    files = ["--ca", str(folder / "ca.pem"), "--present", str(folder / "present")]
+    command = [sys.executable, "-I", crl_fetch.__file__, "--file", "-", *files, "--output", "-"]
+    return subprocess.run(command, input=handed_on, capture_output=True, check=False)
+
+
+def test_what_is_handed_on_is_decided_upon_once_more(authority: Authority, tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    lists = [
+        authority.crl(number, last_update=now - SECOND, next_update=now + timedelta(days=1)) for number in (3, 4, 5)
+    ]
+    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    (tmp_path / "present").write_bytes(lists[1])
+    newer = _check(tmp_path, lists[2])
+    assert newer.returncode == 0
+    assert crl_fetch._number(x509.load_pem_x509_crl(newer.stdout)) == 5
+    for handed_on, why in (
+        (lists[0], b"it is older (number 3) than the one in use (number 4)"),
+        (b"", b"not a certificate revocation list"),
+        (b"0" * (crl_fetch.MAX_BYTES + 1), b"larger than"),
+    ):
+        told = _check(tmp_path, handed_on)
+        assert told.returncode == 1
+        assert told.stdout == b""
+        assert why in told.stderr
 
 
 def test_a_url_that_is_no_web_address_is_refused() -> None:
