@@ -219,7 +219,8 @@ def tried(
     for _ in range(count):
         device = draw(st.sampled_from(DEVICES))
         topic = draw(st.one_of(FILTERS, NAMES))
-        if case.rules and draw(st.booleans()):
+        near = draw(st.booleans())
+        if case.rules and near:
             levels = draw(st.sampled_from(case.grants(device))).topic_filter.split("/")
             at = draw(st.integers(0, len(levels) - 1))
             word = draw(st.sampled_from([levels[at], "+", "#", "a"]))

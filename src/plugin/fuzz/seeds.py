@@ -28,7 +28,7 @@ def write(target: str, name: str, data: bytes) -> None:
 
 
 def devices() -> None:
-    """Records of devices."""
+    """Write records of devices."""
     profile = bytes(range(8))
     password = store.Password(101, b"salt of 12 b", bytes(64))
     write("device", "certificate", store.Device(profile, certificate=True).encode())
@@ -42,7 +42,7 @@ def devices() -> None:
 
 
 def profiles() -> None:
-    """Records of profiles."""
+    """Write records of profiles."""
     zone = store.zone_key("Europe/Berlin")
     windows = (store.Window(127, 21600, 79200, zone), store.Window(1, 79200, 3600, zone))
     networks = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8::/32"))
@@ -57,7 +57,7 @@ def profiles() -> None:
 
 
 def topics() -> None:
-    """Pairs of filters, and shared subscriptions."""
+    """Write pairs of filters, and shared subscriptions."""
     pairs = ["#\na/b", "a/+/c\na/#", "+/#\n$SYS/#", "a/b\na/b", "/+\n+/a", "a/#\n#", "+\n/#", "//\n+/+/+"]
     for number, pair in enumerate(pairs):
         write("filter", f"pair-{number}", pair.encode())
@@ -68,7 +68,7 @@ def topics() -> None:
 
 
 def certificates() -> None:
-    """Certificates and their subjects, good and odd."""
+    """Write certificates and their subjects, good and odd."""
     key = ec.generate_private_key(ec.SECP256R1())
     for number, names in enumerate([["temp-1"], ["temp-1", "temp-2"], [], ["a/b"]]):
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name) for name in names])
@@ -88,7 +88,7 @@ def certificates() -> None:
 
 
 def texts() -> None:
-    """What clients may send."""
+    """Write what clients may send."""
     for number, text in enumerate(
         ["sensors/temp-1/t", '"},{"\\', "\u00e4\u20ac\U0001f600", "a" * 400, "\u2028\x7f\x01"]
     ):
@@ -97,7 +97,7 @@ def texts() -> None:
 
 
 def others() -> None:
-    """The small records, and addresses."""
+    """Write the small records, and addresses."""
     write("other", "meta", store.Meta(1, 2, 3).encode())
     write("other", "zone", store.encode_zone([(-62135596800, 3208), (0, 3600), (1732492800, 7200)]))
     write("other", "change", (7).to_bytes(8, "big") + b"\x01temp-1")
