@@ -23,6 +23,9 @@ export PYTHONUNBUFFERED := 1
 SUITE ?= trixie
 ARCH ?=
 
+# The plugin's tests need a broker and a compiler: tests/packaging runs them in containers, one for each release's broker.
+IN_CONTAINERS := --ignore=tests/plugin
+
 # Written last when the environment is made, so that an interrupted bootstrap is done again.
 STAMP := $(VENV)/requirements.lock
 
@@ -47,12 +50,12 @@ demo-down: ## Take the demo away: hosts, network, processes, and the Docker engi
 .PHONY: test
 test: venv ## Run the linters and all suites, on a lab of their own.
 	@$(MAKE) --jobs=2 lint images
-	@$(BIN)/python -m pytest -n 3 -m "not full"
+	@$(BIN)/python -m pytest -n 3 -m "not full" $(IN_CONTAINERS)
 
 .PHONY: test-full
 test-full: venv ## Run all of that, and the deployments that `make test` has no time for.
 	@$(MAKE) --jobs=2 lint images
-	@$(BIN)/python -m pytest -n 3
+	@$(BIN)/python -m pytest -n 3 $(IN_CONTAINERS)
 
 .PHONY: bench
 bench: venv ## Measure what access control costs, beside other ways to do it, and write docs/benchmarks.md.
@@ -71,8 +74,10 @@ load: venv ## Load one gateway of a lab of its own, and say whether it keeps up:
 	@$(BIN)/python -m load.lab $(ARGS)
 
 .PHONY: images
-images: venv ## Build the images of the lab's hosts, where they are missing.
-	@$(TESTBED) images trixie bookworm
+images: venv ## Build the images that the suites use and the plugin's packages, where they are missing.
+	@$(TESTBED) images trixie bookworm --kinds host,field,bench
+	@$(TESTBED) package --suite trixie
+	@$(TESTBED) package --suite bookworm
 
 .PHONY: lint
 lint: venv ## Check style, types and Ansible content at the strictest settings.
