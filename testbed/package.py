@@ -33,6 +33,8 @@ NAME = "mosquitto-plugin-bednet"
 SOURCE = CHECKOUT / "src/plugin"
 PACKAGES = STATE / "packages"
 ARCHITECTURES = ("amd64", "arm64")
+# Folders of src/plugin that no package is made from: a better test is no reason to restart brokers.
+NOT_PACKAGED = ("build", "fuzz", "tests")
 # Each suite's package has a version of its own, so that an upgrade of the system brings the package for it.
 RELEASES = {"bookworm": 12, "trixie": 13}
 BUILD_TIMEOUT_S = 300
@@ -194,7 +196,9 @@ def _keep(folder: Path, source: Source, files: Mapping[str, bytes]) -> Path:
 
 
 def read_source(folder: Path = SOURCE) -> Source:
-    """Read what git tracks or would track of the plugin's folder; without git, what is no result of a build.
+    """Read what git tracks or would track of the plugin's folder, without its tests.
+
+    Without git, all files but results of a build.
 
     :raises LabError: when there is no plugin.
     """
@@ -213,19 +217,21 @@ def read_source(folder: Path = SOURCE) -> Source:
 def _listed(folder: Path) -> list[str]:
     told = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     if told is not None:
-        return sorted({path for path in told.split("\0") if path and (folder / path).is_file()})
+        paths = {path for path in told.split("\0") if path and (folder / path).is_file()}
+        return sorted(path for path in paths if path.partition("/")[0] not in NOT_PACKAGED)
     return sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if path.is_file() and path.suffix not in {".o", ".so"} and path.relative_to(folder).parts[0] != "build"
+        if path.is_file() and path.suffix not in {".o", ".so"} and path.relative_to(folder).parts[0] not in NOT_PACKAGED
     )
 
 
 def _commit_time(folder: Path) -> int | None:
     """Return when the folder's newest commit was made; None where it was changed since, or git does not know it."""
-    if _git(folder, "status", "--porcelain", "--", ".") != "":
+    paths = (".", *(f":(exclude){name}" for name in NOT_PACKAGED))
+    if _git(folder, "status", "--porcelain", "--", *paths) != "":
         return None
-    told = _git(folder, "log", "-1", "--format=%ct", "--", ".")
+    told = _git(folder, "log", "-1", "--format=%ct", "--", *paths)
     return int(told) if told and told.strip() else None
 
 

@@ -143,6 +143,15 @@ def test_results_of_a_build_are_no_source(folder: Path) -> None:
     assert package.read_source(folder) == before
 
 
+def test_tests_of_the_plugin_make_no_other_package(folder: Path) -> None:
+    before = package.read_source(folder)
+    (folder / "tests").mkdir()
+    (folder / "tests/unit.c").write_text("int y;\n")
+    assert package.read_source(folder) == before
+    commit(folder.parent, EPOCH + 99)
+    assert package.read_source(folder) == before
+
+
 def test_source_without_git_is_read_without_results_of_a_build(folder: Path) -> None:
     before = package.read_source(folder).files
     shutil.rmtree(folder.parent / ".git")
