@@ -314,10 +314,14 @@ class _NamedContext(ssl.SSLContext):
 _PSK_SUITES = "ECDHE-PSK-CHACHA20-POLY1305"
 
 
+class _NotProvenError(ssl.SSLError):
+    """The server came with a certificate where it should have used our key."""
+
+
 def _check_psk(tls: ssl.SSLSocket | ssl.SSLObject) -> None:
     """Refuse a server that came with a certificate instead: nothing has been proven by our key then."""
     if tls.getpeercert(binary_form=True) is not None:
-        raise ssl.SSLError(1, "the server showed a certificate and did not use the pre-shared key")
+        raise _NotProvenError(1, "the server showed a certificate and did not use the pre-shared key")
 
 
 def tls_context(
@@ -557,6 +561,8 @@ def _handshake(
 
 
 def _tls_failure(exc: OSError) -> tuple[Outcome, str]:  # noqa: PLR0911 - a table of cases
+    if isinstance(exc, _NotProvenError):
+        return Outcome.DISTRUSTED, exc.args[1]
     if isinstance(exc, ssl.SSLCertVerificationError):
         return Outcome.DISTRUSTED, exc.verify_message or str(exc)
     if isinstance(exc, ssl.SSLEOFError | ssl.SSLZeroReturnError):

@@ -243,10 +243,14 @@ def test_a_device_with_a_pre_shared_key_does_what_it_may_until_it_is_revoked(
     assert {gateway["psk_port"] for gateway in client["gateways"]} == {PSK_PORT}
     assert not (plant.folder / "level-121/key.pem").exists()
     listeners = {name: Listener(lab.hosts[name].address, PSK_PORT) for name in GATEWAYS}
-    for version, cipher in (("1.2", "ECDHE-PSK-CHACHA20-POLY1305"), ("1.3", "TLS_AES_128_GCM_SHA256")):
+    for version, cipher in (
+        ("1.2", "ECDHE-PSK-CHACHA20-POLY1305"),
+        ("1.3", "TLS_(AES_128_GCM|CHACHA20_POLY1305)_SHA256"),
+    ):
         seen = handshake(listeners["gateway-2"], gauge, offer=Offer(version, version))
         assert seen.hello is not None
-        assert (seen.accepted, seen.hello.version, seen.hello.cipher) == (True, version, cipher)
+        assert (seen.accepted, seen.hello.version) == (True, version)
+        assert re.fullmatch(cipher, seen.hello.cipher)
     # The other listeners have lost nothing by it.
     assert handshake(plant.mtls(), plant.certificate("temp-101"), offer=Offer("1.3", "1.3")).accepted
     other = Credentials(psk_identity="temp-101", psk=gauge.psk)
