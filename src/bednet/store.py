@@ -1183,6 +1183,7 @@ class Store:
         with self.data.open("r+b") as stream:
             if (geometry := _read_geometry(stream.read(1 << 17))) and geometry.size > size:
                 stream.truncate(geometry.size)
+                os.fsync(stream.fileno())
 
     def _snapshot(self, environment: lmdb.Environment, stack: contextlib.ExitStack) -> _Old:
         """Begin to read, after a look at whether it is a store at all."""
