@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from xdist.scheduler import LoadScopeScheduling
 
+from bednet.policy import Access, Effect
 from bednet.probe import Credentials, Listener, Session
 from bednet.site import Site, load_site
 from testbed import villains
@@ -45,6 +46,8 @@ BUNDLES = "/var/lib/bednet-ca/bundles"
 ISSUING = "/var/lib/bednet-ca/issuing"
 MTLS_PORT = 8883
 PASSWORD_PORT = 8884
+PSK_PORT = 8885
+READS = (Effect.ALLOW, Access.SUBSCRIBE)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -156,6 +159,10 @@ class Plant:
         host = self.lab.hosts[gateway]
         return Listener(host.address, PASSWORD_PORT, self.ca, host.fqdn)
 
+    def keys(self, gateway: str = "gateway-1") -> Listener:
+        """The listener for pre-shared keys; there is no certificate that could be checked."""
+        return Listener(self.lab.hosts[gateway].address, PSK_PORT)
+
     @property
     def with_certificate(self) -> list[str]:
         """The devices that hold a certificate and its key."""
@@ -173,6 +180,13 @@ class Plant:
     def password(self, device: str) -> Credentials:
         """A device's user name and password."""
         return Credentials(username=device, password=(self.folder / device / "password").read_text().strip())
+
+    @cached_property
+    def filters(self) -> list[str]:
+        """Each filter that somebody may subscribe to, but for those of the broker's own figures."""
+        grants = [grant for name in self.site.devices for grant in self.site.grants[name]]
+        found = {grant.topic_filter for grant in grants if (grant.rule.effect, grant.rule.access) == READS}
+        return sorted(name for name in found if not name.startswith("$"))
 
     def session(self, device: str, gateway: str = "gateway-1", **how: Any) -> Session:
         """A device's session, with its certificate where it has one, else with its password; to be entered."""
@@ -302,10 +316,13 @@ def attacker(lab: Lab) -> Attacker:
 
 @pytest.fixture(scope="module")
 def everyone(plant: Plant) -> Iterator[dict[str, Session]]:
-    """A session on gateway-1 for each device of the plant, in MQTT 5, each subscribed to everything."""
+    """A session on gateway-1 for each device of the plant, in MQTT 5, each subscribed to all that it is granted.
+
+    Each asks for everything, and for whatever anybody may read.
+    """
     with ExitStack() as stack:
         sessions = {}
         for name in sorted({*plant.with_certificate, *plant.with_password}):
             sessions[name] = stack.enter_context(plant.session(name))
-            sessions[name].subscribe("#")
+            sessions[name].subscribe("#", *plant.filters)
         yield sessions

@@ -29,6 +29,13 @@ POLL_S = 0.05
 CA_SECRETS = "/var/lib/bednet-ca/state/passwords.json"
 DEPLOYED = "/var/lib/bednet/site.jsonl"
 
+# The plugin writes 50 lines a second at most (mosquitto_audit_rate): a test that wants to see one lets a storm pass.
+BUSY = 20
+_CURSOR = """
+while [ "$(journalctl -u mosquitto --since=-1s -q -o cat | grep -c '^{"bednet":"audit"')" -ge "$1" ]; do sleep 0.1; done
+journalctl -u mosquitto -n 0 --show-cursor -q
+"""
+
 # What bednet's gateways answer: MQTT 3.1.1 (3.2.2.3 and 3.9.3), MQTT 5 (3.2.2.2 and 3.9.3).
 CONNECT_REFUSED = {4: 5, 5: 0x87}
 SUBSCRIBE_REFUSED = {4: 0x80, 5: 0x87}
@@ -41,7 +48,7 @@ class Audit:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        told = host.exec(["journalctl", "-u", "mosquitto", "-n", "0", "--show-cursor", "-q"]).stdout
+        told = host.exec(["sh", "-c", _CURSOR, "sh", str(BUSY)], timeout_s=20).stdout
         self._cursor = told.split("cursor: ")[-1].strip()
 
     def lines(self, **wanted: object) -> list[Json]:

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.lab
 GATEWAYS = ["gateway-1", "gateway-2"]
 VERSIONS: list[Version] = [4, 5]
 STORE = "/var/lib/bednet/store"
-# mosquitto_login_failures: so often a minute may one identity from one address fail, and one address ten times as often.
+# mosquitto_login_failures: so often a minute may one identity fail from one address; all together ten times as often.
 FAILURES = 10
 
 

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gateway does what the policy says, on topics that nobody thought of.
 
-`bednet.site.decide` says what the policy means; the acl_file and Mosquitto's reading of it are what happens.
-Hypothesis makes up topics from the plant's words and odd ones, and compares the two: each publish by its reason code,
-each delivery by who gets it.
+`bednet.site.decide` says what the policy means; the store and the plugin's reading of it are what happens. Hypothesis
+makes up topics and filters from the plant's words and odd ones, and compares the two: each publish and each
+subscription by its reason code, each delivery by who gets it.
 """
 
 from __future__ import annotations
 
 import secrets
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +23,8 @@ from bednet.probe import NOT_AUTHORIZED
 from bednet.site import decide
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from bednet.probe import Session
     from tests.conftest import Plant
 
@@ -100,6 +103,56 @@ def test_the_gateway_does_what_the_policy_says(plant: Plant, everyone: Everyone,
     for reader, session in everyone.items():
         heard = {message.payload for message in session.settle()}
         expected = {
-            token for token, topic in granted.items() if decide(plant.site, reader, Access.SUBSCRIBE, topic).allowed
+            token
+            for token, topic in granted.items()
+            if decide(plant.site, reader, Access.SUBSCRIBE, topic, delivery=True).allowed
         }
         assert heard == expected, f"{reader} heard {[granted.get(token) for token in heard ^ expected]} otherwise"
+
+
+def sound(topic_filter: str) -> bool:
+    try:
+        topics.check_filter(topics.unshare(topic_filter))
+    except TopicError:
+        return False
+    return True
+
+
+FILTER_LEVELS = st.one_of(LEVELS, st.sampled_from(["+", "+", "temp-101", "line-1", "hall-1"]))
+FILTERS = (
+    st.tuples(
+        st.sampled_from(["", "", "", "$share/group/"]),
+        st.one_of(TOPICS, st.lists(FILTER_LEVELS, min_size=1, max_size=4).map("/".join)),
+        st.sampled_from(["", "/#", "/+", "/+/#"]),
+    )
+    .map("".join)
+    .filter(sound)
+)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+@given(batch=st.lists(FILTERS, min_size=15, max_size=15, unique=True))
+def test_the_gateway_grants_the_subscriptions_that_the_policy_grants(
+    plant: Plant, readers: Everyone, batch: list[str]
+) -> None:
+    for device, session in readers.items():
+        codes = [told.code for told in session.subscribe(*batch)]
+        session.unsubscribe(*batch)
+        for topic_filter, code in zip(batch, codes, strict=True):
+            decision = decide(plant.site, device, Access.SUBSCRIBE, topic_filter)
+            assert code == (1 if decision.allowed else NOT_AUTHORIZED), f"{device}: {topic_filter!r}: {decision}"
+
+
+@pytest.fixture(scope="module")
+def readers(plant: Plant) -> Iterator[Everyone]:
+    """Devices of different roles on the other gateway."""
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(plant.session(name, "gateway-2"))
+            for name in ("temp-101", "plc-1-filler", "line-1", "hmi-1", "tablet-jo", "historian", "energy-1")
+        }

@@ -4,8 +4,8 @@
 The table below is written by hand from what the plant needs, not computed from policy.yml: it says of each topic who
 may publish it and who may read it, and so of everybody else that they may not.
 
-The sharp edges: Mosquitto's acl_file grants every SUBSCRIBE and filters at delivery, so that a refusal to read shows as
-silence.
+The sharp edges: a filter of which a device may read a part, a delivery that nobody looks at because the subscription
+was granted, a refusal that the client sees and that all the same went out.
 """
 
 from __future__ import annotations
@@ -125,12 +125,68 @@ def test_a_topic_is_published_by_those_who_may_and_by_nobody_else(everyone: Ever
 
 @pytest.mark.parametrize("row", [row for row in PLANT if row.writers], ids=str)
 def test_a_message_reaches_those_who_may_read_it_and_nobody_else(everyone: Everyone, row: Row) -> None:
-    """Everyone has subscribed to #, and been granted it."""
+    """Everyone has asked for #, and for whatever anybody may read."""
     for writer in sorted(row.writers):
         token = secrets.token_bytes(8)
         assert everyone[writer].publish(row.topic, token).granted
         heard = {name: [message.payload for message in session.settle()] for name, session in everyone.items()}
         assert {name for name, payloads in heard.items() if token in payloads} == row.readers
+
+
+# A topic filter, and who may subscribe to it: those who may read all of it.
+FILTERS = {
+    "#": {"historian"},
+    "+": {"historian"},
+    "+/#": {"historian"},
+    "sensors/#": {"tablet-jo", "historian"},
+    "sensors": {"tablet-jo", "historian"},
+    "sensors/+/#": SEES_SENSORS,
+    "sensors/+": SEES_SENSORS,
+    "sensors/temp-101/#": SEES_SENSORS,
+    "sensors/temp-101/temperature": SEES_SENSORS,
+    "sensors//temperature": SEES_SENSORS,
+    "+/temp-101/temperature": {"historian"},
+    "commands/#": {"historian"},
+    "commands/+/interval": {"historian"},
+    "commands/temp-101/#": {"temp-101", "historian"},
+    "commands/temp-101": {"temp-101", "historian"},
+    "commands/temp-101/+": {"temp-101", "historian"},
+    "commands/temp-1011/#": {"historian"},
+    "factory/#": {"tablet-jo", "historian"},
+    "factory/+/alarms/#": {"tablet-jo", "historian"},
+    "factory/hall-1/#": SEES_HALL_1,
+    "factory/hall-2/+/+/state": SEES_HALL_2,
+    "factory/hall-1/line-1/setpoint/#": SEES_HALL_1 | {"plc-1-filler", "plc-1-packer"},
+    "recipes/#": {"historian"},
+    "bednet/probe/#": {"historian"},
+    # a share of it is the same to the policy
+    "$share/group/#": {"historian"},
+    "$share/group/sensors/+/#": SEES_SENSORS,
+    "$share/group/commands/temp-101/#": {"temp-101", "historian"},
+    "$share/sensors/commands/temp-102/#": {"temp-102", "historian"},
+    # the broker's own figures must be named
+    "$SYS/#": NOBODY,
+    "$SYS/broker/uptime": NOBODY,
+    "$SYS/broker/clients/#": {"tablet-jo"},
+    "$SYS/broker/clients/connected": {"tablet-jo"},
+    "$share/group/$SYS/broker/clients/#": {"tablet-jo"},
+    "$CONTROL/#": NOBODY,
+    "+/broker/clients/#": {"historian"},
+}
+
+
+@pytest.mark.parametrize("topic_filter", FILTERS)
+def test_a_filter_is_granted_to_those_who_may_read_all_of_it_and_to_nobody_else(
+    plant: Plant, everyone: Everyone, topic_filter: str
+) -> None:
+    codes = {}
+    for name, session in everyone.items():
+        codes[name] = session.subscribe(topic_filter)[0].code
+        if topic_filter not in ("#", *plant.filters):
+            session.unsubscribe(topic_filter)
+        session.take()
+    assert {name for name, code in codes.items() if code < 0x80} == FILTERS[topic_filter]
+    assert {code for name, code in codes.items() if name not in FILTERS[topic_filter]} == {NOT_AUTHORIZED}
 
 
 def test_the_table_knows_every_device_that_has_credentials(plant: Plant, everyone: Everyone) -> None:
