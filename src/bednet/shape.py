@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.resources
+import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from bednet.yamlfile import Node
 
 
+_MOST_COMPARED = 20_000
+"""To look for a near word takes some 10 microseconds for each that is known; a site may have a million devices."""
+
+
 @functools.cache
 def _validator(name: str) -> Draft202012Validator:
     text = (importlib.resources.files("bednet") / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8")
@@ -36,7 +41,8 @@ def _validator(name: str) -> Draft202012Validator:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``did you mean 'x'? `` for the nearest known word, an empty string when none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    known = list(itertools.islice(known, _MOST_COMPARED))
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if not near:
         lower = {candidate.lower(): candidate for candidate in known}
         near = difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=0.6)
