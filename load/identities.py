@@ -192,8 +192,8 @@ def play(site: Path, playbook: Path, *arguments: str, deadline_s: float = PLAY_D
         tail = "\n".join(f"    | {line}" for line in said[-25:])
         raise IdentitiesError(
             f"{playbook.name} failed on {site}:\n{tail}\n"
-            f"Cure: run `ansible-playbook -i {site} playbooks/{playbook.name}` by hand; "
-            "what it needs (the vault's password, say), a load test needs too."
+            "Cure: see that every host answers, and that what Ansible needs is there (the vault's password, say): "
+            f"`ansible-playbook -i {site} playbooks/site.yml --check`."
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -354,6 +355,27 @@ def test_a_wrong_command_line_is_refused(arguments: list[str], capsys: pytest.Ca
         main([str(EXAMPLE), *arguments])
     assert ended.value.code == 2
     assert "error" in capsys.readouterr().err
+
+
+def test_a_site_out_of_reach_is_told_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    shutil.copytree(EXAMPLE, site)
+    hosts = yaml.safe_load((site / "hosts.yml").read_text())
+    for group in hosts.values():
+        for name in group["hosts"]:
+            # Nobody listens there.
+            group["hosts"][name] = {"ansible_host": "127.0.0.1", "ansible_port": 1}
+    (site / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    for module in (identities, sys.modules["load.__main__"]):
+        monkeypatch.setattr(module, "STATE", tmp_path / "state")
+    monkeypatch.setenv("ANSIBLE_HOME", str(tmp_path / "ansible"))
+    assert main([str(site)]) == 1
+    error = capsys.readouterr().err
+    assert "Connection refused" in error
+    assert "Cure: see that every host answers" in error
+    assert not (tmp_path / "state/pending").exists()
 
 
 def test_bednet_load_hands_everything_over() -> None:
