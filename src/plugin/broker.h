@@ -16,8 +16,15 @@
 #	include <mosquitto_plugin.h>
 /* 2.0 does not look at what it calls next_ns, and calls each time round its loop. */
 #	define TICK_NEXT_MS(event) ((event)->next_ns)
-/* Of 2.1; 2.0 answers that it does not know the event. */
+/* Of 2.1; 2.0 answers that it does not know these events. */
 #	define MOSQ_EVT_CONNECT 11
+#	define MOSQ_EVT_CLIENT_OFFLINE 28
+struct mosquitto_evt_client_offline {
+	void *future;
+	struct mosquitto *client;
+	int reason;
+	void *future2[4];
+};
 struct mosquitto_evt_connect {
 	void *future;
 	struct mosquitto *client;

@@ -529,6 +529,18 @@ static int on_disconnect(int event, void *event_data, void *userdata)
 }
 
 
+/* Of 2.1 only, which says this in place of DISCONNECT where a session is left behind; 2.0 says DISCONNECT for all. */
+static int on_client_offline(int event, void *event_data, void *userdata)
+{
+	struct mosquitto_evt_client_offline *told = event_data;
+	struct plugin *plugin = userdata;
+
+	(void)event;
+	sessions__remove(&plugin->sessions, told->client);
+	return MOSQ_ERR_SUCCESS;
+}
+
+
 /* Of 2.1 only: a client that was given a PSK has the key. */
 static int on_connect(int event, void *event_data, void *userdata)
 {
@@ -623,7 +635,7 @@ EXPORT int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userd
 		{MOSQ_EVT_RELOAD, on_reload, false}, {MOSQ_EVT_ACL_CHECK, on_acl_check, false},
 		{MOSQ_EVT_BASIC_AUTH, on_basic_auth, false}, {MOSQ_EVT_PSK_KEY, on_psk_key, false},
 		{MOSQ_EVT_TICK, on_tick, false}, {MOSQ_EVT_DISCONNECT, on_disconnect, false},
-		{MOSQ_EVT_CONNECT, on_connect, true},
+		{MOSQ_EVT_CONNECT, on_connect, true}, {MOSQ_EVT_CLIENT_OFFLINE, on_client_offline, true},
 	};
 	struct plugin *plugin;
 	const char *path = STORE_USUAL;
@@ -690,6 +702,7 @@ EXPORT int mosquitto_plugin_cleanup(void *userdata, struct mosquitto_opt *option
 	mosquitto_callback_unregister(plugin->identifier, MOSQ_EVT_TICK, plugin->tick, NULL);
 	mosquitto_callback_unregister(plugin->identifier, MOSQ_EVT_DISCONNECT, on_disconnect, NULL);
 	mosquitto_callback_unregister(plugin->identifier, MOSQ_EVT_CONNECT, on_connect, NULL);
+	mosquitto_callback_unregister(plugin->identifier, MOSQ_EVT_CLIENT_OFFLINE, on_client_offline, NULL);
 	sessions__free(&plugin->sessions);
 	store__close(&plugin->store);
 	OPENSSL_cleanse(&plugin->throttle, sizeof(plugin->throttle));
