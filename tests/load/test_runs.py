@@ -136,6 +136,7 @@ def test_a_broker_that_stands_still_cannot_hide_what_had_to_wait(
     assert report.judgement.reasons[0].startswith("latency_p50_ms is")
 
 
+@pytest.mark.full
 def test_a_gateway_that_dies_fails_the_run(
     stage: brokers.Stage, pki: brokers.PKI, example: Site, tmp_path: Path
 ) -> None:
@@ -165,6 +166,7 @@ def test_a_forbidden_message_that_gets_through_fails_the_run(
     assert any(reason.startswith("breaches is") for reason in report.judgement.reasons)
 
 
+@pytest.mark.full
 def test_an_interrupted_run_tells_what_it_has(
     stage: brokers.Stage, pki: brokers.PKI, example: Site, tmp_path: Path
 ) -> None:
@@ -196,6 +198,7 @@ def test_an_interrupted_run_tells_what_it_has(
     assert (tmp_path / "out/report.html").exists()
 
 
+@pytest.mark.full
 def test_a_port_on_which_nobody_listens_is_told(pki: brokers.PKI, example: Site) -> None:
     report = load(replace(plan_for(example, pki, 1), connect_deadline_s=0.5))
     assert report.judgement.verdict is not Verdict.PASSED
