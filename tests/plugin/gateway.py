@@ -194,12 +194,13 @@ class Gateway:
         per_listener: bool = False,
         listeners: tuple[str, ...] = ("mtls", "password", "psk", "websockets", "plain"),
         persistence: bool = False,
+        plugin: Path | None = None,
         preload: str = "",
     ) -> None:
         self.folder, self.site, self.authority = folder, site, authority
         self.options = {"store": str(site.folder), **(options or {})}
         self.more, self.per_listener, self.listeners, self.persistence = more, per_listener, listeners, persistence
-        self.preload = preload
+        self.plugin, self.preload = plugin or plugin_path(), preload
         self.ports = {name: free_port() for name in listeners}
         self.log = folder / "mosquitto.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -210,7 +211,7 @@ class Gateway:
         return self._process.pid
 
     def configuration(self) -> str:
-        plugin = [f"plugin {plugin_path()}", *(f"plugin_opt_{name} {value}" for name, value in self.options.items())]
+        plugin = [f"plugin {self.plugin}", *(f"plugin_opt_{name} {value}" for name, value in self.options.items())]
         server = [f"certfile {self.authority.folder}/server.pem", f"keyfile {self.authority.folder}/server.key"]
         lines = [
             f"per_listener_settings {'true' if self.per_listener else 'false'}",

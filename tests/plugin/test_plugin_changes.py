@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import shutil
 import socket
 import statistics
+import subprocess
 import threading
 import time
 from contextlib import ExitStack
@@ -20,11 +22,13 @@ import pytest
 
 from bednet.probe import Credentials, NotAdmittedError, Session, Will, connect_packet, dial
 from tests.plugin.conftest import KEY
-from tests.plugin.gateway import Guest, allow, deny, password_record
+from tests.plugin.gateway import SOURCE, Guest, allow, deny, password_record
 from tests.plugin.mqtt import PSK
 from tests.plugin.pki import now
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.plugin.conftest import Start
     from tests.plugin.gateway import Gateway, Site
     from tests.plugin.pki import Authority
@@ -451,3 +455,38 @@ def test_a_change_does_not_hold_up_the_broker(site: Site, start: Start) -> None:
         changed.join()
     # Python's own turns with the thread that writes are in this figure.
     assert slowest < 0.5
+
+
+def test_a_sanitized_plugin_goes_through_all_of_it(
+    site: Site, start: Start, authority: Authority, tmp_path: Path
+) -> None:
+    """What the address sanitizer finds ends the broker, and this test."""
+    compiler = shutil.which("cc")
+    if compiler is None or shutil.which("make") is None:
+        pytest.skip("no compiler on this machine: install gcc and make")
+    library = subprocess.run(
+        [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    plugin = tmp_path / "sanitized" / "bednet_plugin.so"
+    flags = "CFLAGS=-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
+    subprocess.run(
+        ["make", "-C", str(SOURCE), f"BUILD={plugin.parent}", str(plugin), flags], check=True, capture_output=True
+    )
+    gateway = start(plugin=plugin, preload=library)
+    with gateway.session("temp-2", on="plain", clean=False, will=Will("sensors/temp-2/gone", b"x")) as offline:
+        offline.subscribe("commands/temp-2/#", "$share/g/commands/temp-2/x", "other/#")
+        offline.die()
+    with gateway.session("temp-1", authority.device("temp-1")) as session, PSK(gateway, "psk-1", KEY) as small:
+        assert small.connect() == 0
+        assert session.publish("sensors/temp-1/t", b"1").granted
+        assert not session.publish("sensors/temp-1/raw/t" + "/x" * 100, b"1").granted
+        gateway.refused(Credentials(username="temp-1", password="x"), on="plain", client_id="temp-1")  # noqa: S106
+        gateway.reload()
+        site.revoked_serials["01"] = "superseded"
+        site.apply()
+        site.store.revoke("psk-1", "superseded")
+        assert small.receive(1) == b""
+        site.store.revoke("temp-1", "superseded")
+        gone(session)
+    assert gateway.stop() == 0
+    gateway.start()
