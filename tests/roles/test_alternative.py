@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scenario `alternative`: Debian 12, the CA on the control machine, nearly every variable other than its default.
+"""The scenario `alternative`: Debian 12, no plugin, the CA on the control machine, most variables at other values.
 
 The sharp edges: a check run that changes something or says nothing, a second run that changes something, a variable
 that nobody reads, input that is refused too late, a secret in the output, and the days when the root key is needed.
@@ -26,7 +26,18 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from bednet.probe import Credentials, Listener, Offer, Outcome, Session, connect_packet, dial, enter, handshake
+from bednet.probe import (
+    NOT_AUTHORIZED,
+    Credentials,
+    Listener,
+    Offer,
+    Outcome,
+    Session,
+    connect_packet,
+    dial,
+    enter,
+    handshake,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,6 +163,7 @@ CONF, OPENSSL, UNIT = (
     "/etc/systemd/system/mosquitto.service",
 )
 ARRIVES = {
+    "mosquitto_access_control": ((CONF, "acl_file /etc/mosquitto/acl_file"),),
     "mosquitto_mtls_port": ((CONF, "listener 18883 {address}"), (UNIT, "SocketBindAllow=tcp:18883")),
     "mosquitto_password_port": ((CONF, "listener 18884 {address}"), (UNIT, "SocketBindAllow=tcp:18884")),
     "mosquitto_websockets_port": ((CONF, "listener 19001"), (UNIT, "SocketBindAllow=tcp:19001")),
@@ -190,6 +202,17 @@ SEEN_ELSEWHERE = {
 }
 # Those that alternative.yml leaves alone, and why.
 LEFT_ALONE = {
+    "mosquitto_acl_file_strictest": "goes to the compiler, whose tests see what it does",
+    **dict.fromkeys(
+        (
+            "mosquitto_plugin_packages_dir",
+            "mosquitto_audit_rate",
+            "mosquitto_login_failures",
+            "mosquitto_psk_port",
+            "mosquitto_psk_tls12_ciphers",
+        ),
+        "there is no plugin here: tests/roles/test_plugin.py",
+    ),
     "mosquitto_address": "another address would need a route; by default it is the lab's, which is no constant",
     "mosquitto_crl_fetch_calendar": "a CA on the control machine publishes nothing to fetch",
 }
@@ -202,7 +225,7 @@ def test_alternative_has_another_value_for_every_variable_of_the_broker() -> Non
     assert not unseen, "no test looks whether they arrive"
     missing = set(defaults) - set(chosen) - set(LEFT_ALONE)
     assert not missing, "alternative.yml leaves them out"
-    same = {name for name, value in defaults.items() if name in chosen and chosen[name] == value}
+    same = {name for name, value in defaults.items() if name in chosen and chosen[name] == value} - set(LEFT_ALONE)
     assert not same, "alternative.yml gives them their defaults"
     assert set(SEEN_ELSEWHERE.values()) <= set(globals())
 
@@ -287,15 +310,6 @@ def test_no_sys_topic_is_published(alternative: Scenario) -> None:
         assert tablet.settle() == []
 
 
-def test_the_server_certificate_is_renewed_in_its_own_time(alternative: Scenario) -> None:
-    # Moments after its 80 days began they are fewer than 79.9999; a second run, with the site's 12, changed nothing.
-    result = alternative.lab.play(
-        "site.yml", "--check", "--tags", "mosquitto_configure", "-e", "mosquitto_renew_before_days=79.9999"
-    )
-    changed = {task["task"].split(" : ")[-1] for task in result.changed_tasks}
-    assert "Ensure the CA has signed it, and read what the CA hands to its brokers" in changed
-
-
 # --- nothing secret is said
 
 
@@ -303,6 +317,7 @@ def test_no_secret_is_in_the_output_of_a_run_that_tells_all(alternative: Scenari
     home = alternative.ca_home
     kept = json.loads(next(home.rglob("passwords.json")).read_text(encoding="utf-8"))
     secrets = {"the root passphrase": _passphrase(alternative), "the probe's password": kept["probe_password"]}
+    secrets |= {f"the key of {name}": key for name, key in kept["psk"].items()}
     secrets |= {f"the hash of {name}": line.rsplit("$", 1)[1] for name, line in kept["passwords"].items()}
     for file in _bundle(alternative).glob("*/password"):
         secrets[f"the password of {file.parent.name}"] = file.read_text(encoding="utf-8").strip()
@@ -640,11 +655,12 @@ def test_with_the_root_key_the_issuing_ca_is_renewed(alternative: Scenario, rene
 
 @dataclass(frozen=True)
 class Change:
-    """A device more, a variable with another value, and a renewed issuing CA, as a check run and a real run see them.
+    """A device more, variables with other values, and a renewed issuing CA, as a check run and a real run see them.
 
     :ivar before: what was on the disks of gateway and CA before the check run: path -> SHA-256.
     :ivar after: the same after the check run.
     :ivar started: when the broker was started, before the real run.
+    :ivar server: the server's certificate before the real run.
     """
 
     check: PlayResult
@@ -652,6 +668,7 @@ class Change:
     before: dict[str, str]
     after: dict[str, str]
     started: str
+    server: x509.Certificate
 
 
 def _on_disk(scenario: Scenario) -> dict[str, str]:
@@ -675,11 +692,14 @@ def change(alternative: Scenario, renewal: Renewal) -> Change:
     lab = alternative.lab
     with (lab.site / "devices.yml").open("a", encoding="utf-8") as file:
         file.write(_DEVICE.format("temp-999", "sensor"))
-    setting = ("-e", "mosquitto_max_inflight_messages=6")
+    # A moment after its 80 days began the server's certificate has fewer than 79.9999 left; the second run, with the
+    # site's 12, left it alone.
+    setting = ("-e", "mosquitto_max_inflight_messages=6", "-e", "mosquitto_renew_before_days=79.9999")
+    server = _server_certificate(alternative)
     before, started = _on_disk(alternative), _started(alternative)
     check = lab.play("site.yml", "--check", *setting)
     after = _on_disk(alternative)
-    return Change(check, lab.play("site.yml", *setting), before, after, started)
+    return Change(check, lab.play("site.yml", *setting), before, after, started, server)
 
 
 def test_a_check_run_moves_nothing_on_a_deployed_site(change: Change) -> None:
@@ -704,6 +724,14 @@ def test_a_check_run_reports_what_the_real_run_changes(change: Change) -> None:
     assert check - real == set()
 
 
+def test_the_server_certificate_is_renewed_in_its_own_time(alternative: Scenario, change: Change) -> None:
+    told = ("gateway-1", "mosquitto : Ensure the CA has signed it, and read what the CA hands to its brokers")
+    assert told in {(task["host"], task["task"]) for task in change.check.changed_tasks}
+    renewed = _server_certificate(alternative)
+    assert renewed.serial_number != change.server.serial_number
+    assert renewed.public_key() == change.server.public_key()
+
+
 def test_the_broker_restarts_on_the_renewed_ca_and_lets_old_and_new_in(alternative: Scenario, change: Change) -> None:
     assert _started(alternative) != change.started
     ca = alternative.lab.hosts["gateway-1"].read_file("/etc/mosquitto/tls/ca.pem")
@@ -722,3 +750,39 @@ def test_the_deployed_site_holds(alternative: Scenario) -> None:
     result = alternative.lab.play("verify.yml")
     assert result.failed == 0
     assert result.changed == 0
+
+
+# --- revoked without the plugin
+
+
+@pytest.mark.usefixtures("change")
+def test_a_device_is_revoked_as_far_as_an_acl_file_can(alternative: Scenario) -> None:
+    """What docs/operations.md promises for gateways without the plugin."""
+    lab, folder = alternative.lab, _bundle(alternative) / "tablet-jo"
+    gateway = lab.hosts["gateway-1"]
+    mtls = Listener(gateway.address, 18883, folder / "ca.pem", "gateway-1.plant.example")
+    passwords = Listener(gateway.address, 18884, folder / "ca.pem", "gateway-1.plant.example")
+    certificate = Credentials(folder / "certificate.pem", folder / "key.pem")
+    password = Credentials(username="tablet-jo", password=(folder / "password").read_text().strip())
+    topic = "commands/temp-101/interval"
+    with Session(passwords, password) as session:
+        assert session.publish(topic, b"2").granted
+    files = ("/etc/mosquitto/acl_file", "/etc/mosquitto/password_file")
+    assert all(b"tablet-jo" in gateway.read_file(file) for file in files)
+    started = _started(alternative)
+    with Session(mtls, certificate) as session:
+        assert session.publish(topic, b"2").granted
+        result = lab.play("revoke.yml", "-e", "device=tablet-jo", "-e", "reason=privilegeWithdrawn")
+        assert "a session that tablet-jo has there stays open" in re.sub(r"\s+", " ", result.stdout)
+        assert session.publish(topic, b"2").code == NOT_AUTHORIZED
+        assert session.goodbye is None
+    seen = handshake(mtls, certificate)
+    assert (seen.outcome, seen.reason) == (Outcome.ALERT, "certificate revoked")
+    assert enter(passwords, password).code == NOT_AUTHORIZED
+    assert _started(alternative) == started
+    assert not any(b"tablet-jo" in gateway.read_file(file) for file in files)
+    # What is left is what a run of site.yml writes.
+    again = lab.play("site.yml", "--check", "--tags", "enrolment")
+    named = {task["task"] for task in again.changed_tasks if task["host"] == "gateway-1"}
+    assert "mosquitto : Ensure the policy is in place, for the broker's eyes only" not in named
+    assert "mosquitto : Ensure the passwords' hashes are in place, for the broker's eyes only" not in named

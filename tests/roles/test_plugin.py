@@ -111,7 +111,7 @@ def test_pre_shared_keys_without_the_plugin_are_refused(lab: Lab) -> None:
         (("-e", "device=temp-999", "-e", "reason=superseded"), "device 'temp-999' is not listed in devices.yml"),
         (
             ("-e", "device=temp-203", "-e", "reason=superseded", "--limit", "gateway-1"),
-            "With --limit the device would stay in at gateway-2, authority. Nothing was changed",
+            "With --limit the device would stay in at authority, gateway-2. Nothing was changed",
         ),
     ],
 )
