@@ -24,13 +24,12 @@ from rich.console import Console
 
 from bednet import verify
 from bednet.probe import Credentials
+from testbed.lab import Lab
 from tests.verify import brokers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
-
-    from testbed.lab import Lab
 
 SERVER = ExtendedKeyUsageOID.SERVER_AUTH
 CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
@@ -51,12 +50,21 @@ PASSWORDS = {"a wrong password is refused", "an empty password is refused", "an 
 
 
 @pytest.fixture(scope="session")
-def stage(request: pytest.FixtureRequest) -> brokers.Stage:
-    """Where brokers run: a gateway of the lab, or this machine if BEDNET_MOSQUITTO names its mosquitto."""
+def stage(request: pytest.FixtureRequest) -> Iterator[brokers.Stage]:
+    """Where brokers run: a host of their own, a gateway of --lab, or here if BEDNET_MOSQUITTO names the program."""
     if program := os.environ.get("BEDNET_MOSQUITTO"):
-        return brokers.LocalStage(program)
-    lab: Lab = request.getfixturevalue("lab")
-    return brokers.LabStage(lab.hosts["gateway-1"])
+        yield brokers.LocalStage(program)
+        return
+    if request.config.getoption("--lab"):
+        yield brokers.LabStage(request.getfixturevalue("lab").hosts["gateway-1"])
+        return
+    # Not the deployed lab: a worker that has nothing else to do can take these tests then.
+    with Lab.up("brokers", gateways=1, ca="gateway-1", field=False) as own:
+        install = "apt-get -qq update && apt-get -qq install --yes --no-install-recommends mosquitto"
+        own.hosts["gateway-1"].exec(
+            ["sh", "-ec", install], environment={"DEBIAN_FRONTEND": "noninteractive"}, timeout_s=300
+        )
+        yield brokers.LabStage(own.hosts["gateway-1"])
 
 
 @pytest.fixture(scope="module")
