@@ -56,7 +56,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # Suites whose tests use the fixture `lab`, and files of tests/roles that bring up labs of their own, the longest first.
-ON_THE_LAB = {"authentication", "authorization", "demo", "encryption", "resilience", "roles", "verify"}
+ON_THE_LAB = {"authentication", "authorization", "demo", "encryption", "resilience", "roles"}
 OWN_LAB = (
     "tests/roles/test_alternative.py",
     "tests/roles/test_ca_on_a_gateway.py",
@@ -209,6 +209,31 @@ class Plant:
         key.touch(mode=0o600)
         key.write_bytes(credential.key)
         return Credentials(certificate, key)
+
+    def other_certificate(self, device: str) -> Credentials:
+        """Make a second certificate for a device, as good as its own."""
+        return self.keep(f"other-{device}", villains.credential_of(self.issuing, device, self.now()))
+
+    @staticmethod
+    def serial(credentials: Credentials) -> int:
+        """Return the serial number of a certificate."""
+        assert credentials.certificate is not None
+        return x509.load_pem_x509_certificate(credentials.certificate.read_bytes()).serial_number
+
+    @contextmanager
+    def files_on(self, host: Host, device: str) -> Iterator[list[str]]:
+        """Put a device's certificate and key onto a host; returns mosquitto_pub's options for them."""
+        folder = f"/run/plant-{device}"
+        host.exec(["mkdir", "-p", "-m", "0700", folder])
+        try:
+            for name in ("ca.pem", "certificate.pem", "key.pem"):
+                host.write_file(f"{folder}/{name}", (self.folder / device / name).read_bytes(), mode="0600")
+            yield [
+                *("--cafile", f"{folder}/ca.pem", "--cert", f"{folder}/certificate.pem"),
+                *("--key", f"{folder}/key.pem"),
+            ]
+        finally:
+            host.exec(["rm", "-rf", folder])
 
     def villain(self, kind: str) -> Credentials:
         """A certificate that must be refused, in the name of temp-101; made once."""
