@@ -54,8 +54,11 @@ bool topics__filter_ok(const char *filter, size_t len);
 /* Turns $share/GROUP/FILTER into FILTER, in place; false when it begins so and is malformed. */
 bool topics__unshare(const char **filter, size_t *len);
 
-/* Does `ours` match every topic name that `theirs` matches? With a topic name as `theirs`: does `ours` match it? */
+/* Does `ours` match every topic name that `theirs` matches? */
 bool topics__covers(const char *ours, size_t ours_len, const char *theirs, size_t theirs_len);
+
+/* Does a filter match a topic name? */
+bool topics__matches(const char *filter, size_t filter_len, const char *name, size_t name_len);
 
 /* Writes the filter for what both match; `out` has room for one_len + other_len + 2 bytes.
  * Returns its length, 0 when nothing is matched by both. With out == NULL: non-zero when something is. */

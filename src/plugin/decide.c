@@ -243,7 +243,7 @@ static struct decision decide_name(const struct grants *grants, uint8_t access, 
 
 		/* Once something allows it, only a deny is of interest. */
 		if(grant->access != access || (grant->effect == EFFECT_ALLOW && decision.reason == REASON_NONE)
-				|| !topics__covers(grant->filter, grant->filter_len, topic, len)
+				|| !topics__matches(grant->filter, grant->filter_len, topic, len)
 				|| !holds(grant, moment, zones, context, &sound)){
 			continue;
 		}

@@ -164,6 +164,48 @@ bool topics__covers(const char *ours, size_t ours_len, const char *theirs, size_
 }
 
 
+/* What topics__covers says of a topic name, in one pass: this is asked for each rule at each message. */
+bool topics__matches(const char *filter, size_t filter_len, const char *name, size_t name_len)
+{
+	const char *filter_end = filter + filter_len, *name_end = name + name_len;
+
+	if(filter_len > 0 && name_len > 0 && (*filter == '+' || *filter == '#') && *name == '$'){
+		return false;
+	}
+	/* Both are at the beginning of a level; in a valid filter a wildcard is all of its level. */
+	while(true){
+		if(filter < filter_end && *filter == '#'){
+			return true;
+		}
+		if(filter < filter_end && *filter == '+'){
+			filter++;
+			while(name < name_end && *name != '/'){
+				name++;
+			}
+		}else{
+			while(filter < filter_end && name < name_end && *filter == *name && *filter != '/'){
+				filter++;
+				name++;
+			}
+		}
+		if(filter == filter_end){
+			return name == name_end;
+		}
+		if(*filter != '/'){
+			return false;
+		}
+		if(name == name_end){
+			return filter_end - filter == 2 && filter[1] == '#'; /* a/# matches a */
+		}
+		if(*name != '/'){
+			return false;
+		}
+		filter++;
+		name++;
+	}
+}
+
+
 static size_t put(char *out, size_t used, struct level level)
 {
 	if(out){

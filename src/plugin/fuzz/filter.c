@@ -22,6 +22,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	}
 	MUST(topics__covers(one, one_len, one, one_len));
+	if(topics__name_ok(other, other_len)){
+		MUST(topics__matches(one, one_len, other, other_len) == topics__covers(one, one_len, other, other_len));
+	}
 	common = malloc(one_len + other_len + 2);
 	MUST(common);
 	common_len = topics__intersection(one, one_len, other, other_len, common);

@@ -310,6 +310,8 @@ static void test_filters(void)
 	for(i = 0; i < sizeof(cases) / sizeof(cases[0]); i++){
 		CHECK(topics__covers(cases[i].ours, strlen(cases[i].ours), cases[i].theirs, strlen(cases[i].theirs))
 				== cases[i].covers);
+		CHECK(!topics__name_ok(cases[i].theirs, strlen(cases[i].theirs)) || cases[i].covers
+				== topics__matches(cases[i].ours, strlen(cases[i].ours), cases[i].theirs, strlen(cases[i].theirs)));
 	}
 	CHECK(topics__filter_ok("a/+/#", 5) && topics__filter_ok("/", 1) && topics__filter_ok("#", 1));
 	CHECK(!topics__filter_ok("", 0) && !topics__filter_ok("a#", 2) && !topics__filter_ok("#/a", 3));
