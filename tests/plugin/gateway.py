@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -349,6 +350,11 @@ class Gateway:
 
         self.wait(ready, f"an audit line with {wanted}")
         return found[-1]
+
+    def left(self, device: str) -> None:
+        """Wait until the broker has seen a device go: other connections may be served before its last words are."""
+        told = re.compile(rf"Client {device}( \[[^]]*\])? (disconnected|closed)")
+        self.wait(lambda: told.search(self.text()), f"the end of {device}")
 
     def count(self, **wanted: Any) -> int:
         return sum(wanted.items() <= event.items() for event in self.audit())

@@ -212,6 +212,7 @@ def test_an_offline_session_gets_what_its_device_may_have(site: Site, gateway: G
         listening.subscribe("sensors/#")
         listening.client.disconnect()
         listening.wait_goodbye()
+        gateway.left("reader")
     with on_plain(gateway) as sensor:
         sensor.publish("sensors/temp-1/one", b"1")
         sensor.publish("sensors/temp-1/two", b"2")
@@ -231,6 +232,7 @@ def test_an_offline_session_gets_what_its_device_may_have(site: Site, gateway: G
 def test_an_offline_session_of_a_revoked_device_gets_nothing(site: Site, gateway: Gateway, reader: str) -> None:
     with as_reader(gateway, reader, clean=False) as listening:
         listening.subscribe("sensors/#")
+    gateway.left("reader")
     site.store.revoke("reader", "superseded")
     with on_plain(gateway) as sensor:
         sensor.publish("sensors/temp-1/t", b"1")
@@ -321,6 +323,7 @@ def test_an_offline_session_is_nowhere(site: Site, gateway: Gateway) -> None:
         listening.until(lambda message: message.topic == filters[-1], "the last one")
         listening.client.disconnect()
         listening.wait_goodbye()
+        gateway.left("reader")
         for topic in filters:
             sensor.publish(topic, b"offline")
     gateway.audited(action="deliver", topic=filters[0], reason="not-allowed")
