@@ -3,6 +3,7 @@
 
 - :class:`Audit`: the lines that the plugin writes into the journal from now on.
 - :func:`other_site`: another policy, other devices in one gateway's store, for as long as a test needs them.
+- :func:`revoked`: a device that one gateway's store refuses.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import shutil
 import tempfile
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from bednet import compiled
 from bednet.site import load_site
@@ -21,6 +25,7 @@ from bednet.site import load_site
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from bednet.site import Site as LoadedSite
     from testbed.lab import Host
     from tests.conftest import Plant
 
@@ -87,31 +92,60 @@ def _apply(host: Host, path: str, secrets: Json) -> Json:
 
 @contextmanager
 def other_site(
-    plant: Plant, host: Host, change: Callable[[Path], None], *, psk: Mapping[str, str] | None = None
+    plant: Plant, host: Host, change: Callable[[Site], None], **secrets: Mapping[str, str]
 ) -> Iterator[Json]:
-    """Apply a changed copy of the site to the store of one gateway, as site.yml would; afterwards as it was.
+    """Apply a changed site to the store of one gateway, as site.yml would; afterwards it is as it was.
 
-    :param change: changes the files of the copy.
-    :param psk: device -> pre-shared key in hexadecimal.
+    :param change: changes what devices.yml and policy.yml say.
+    :param secrets: more of them than the CA has: `psk` (device: key in hexadecimal) or `revoked_serials`.
     :return: what `bednet-store apply` did.
     """
-    path = "/run/bednet-other-site.jsonl"
-    secrets = _secrets(plant, host)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "site"
-        shutil.copytree(plant.lab.site, copy)
-        change(copy)
-        text = "".join(compiled.lines(load_site(copy)))
+    path, kept = "/run/bednet-other-site.jsonl", _secrets(plant, host)
+    text = "".join(compiled.lines(changed_site(plant, change)))
     host.write_file(path, text, mode="0600")
     try:
-        yield _apply(host, path, {**secrets, "psk": {**secrets["psk"], **(psk or {})}})
+        yield _apply(host, path, kept | {name: {**kept[name], **more} for name, more in secrets.items()})
     finally:
-        _apply(host, DEPLOYED, secrets)
+        _apply(host, DEPLOYED, kept)
         host.exec(["rm", "-f", path])
 
 
-def replace(path: Path, old: str, new: str) -> None:
-    """Replace a text that stands once in a file."""
-    text = path.read_text(encoding="utf-8")
-    assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {path.name}"
-    path.write_text(text.replace(old, new), encoding="utf-8")
+@contextmanager
+def revoked(plant: Plant, host: Host, device: str) -> Iterator[None]:
+    """Revoke a device at one gateway, as revoke.yml does; afterwards it is let in again."""
+    kept = _secrets(plant, host)
+    host.exec(["bednet-store", "revoke", device, "--reason", "superseded"])
+    try:
+        yield
+    finally:
+        _apply(host, DEPLOYED, kept)
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the files of a site say."""
+
+    devices: Json
+    policy: Json
+
+    def device(self, name: str) -> Json:
+        """Return the entry of a device."""
+        return next(entry for entry in self.devices["devices"] if entry["id"] == name)
+
+    def add_rule(self, name: str, **what: Any) -> None:
+        """Add an attribute rule."""
+        self.policy.setdefault("rules", []).append({"name": name, **what})
+
+
+def changed_site(plant: Plant, change: Callable[[Site], None]) -> LoadedSite:
+    """Return the lab's site with changes."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "site"
+        shutil.copytree(plant.lab.site, copy)
+        files = {name: copy / f"{name}.yml" for name in ("devices", "policy")}
+        site = Site(**{name: yaml.safe_load(file.read_text(encoding="utf-8")) for name, file in files.items()})
+        change(site)
+        for name, file in files.items():
+            # JSON is YAML; the other way of writing it has aliases, which a site's files may not.
+            file.write_text(json.dumps(getattr(site, name), indent=1), encoding="utf-8")
+        return load_site(copy)
