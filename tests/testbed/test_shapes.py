@@ -116,7 +116,7 @@ def test_an_image_is_named_by_its_recipe(monkeypatch: pytest.MonkeyPatch) -> Non
     assert before == image.names_of("trixie", mirror)
     assert before.host != image.names_of("bookworm", mirror).host
     assert before.host != image.names_of("trixie", image.Mirror()).host
-    monkeypatch.setattr(image, "FIELD_PACKAGES", ("one-more",))
+    monkeypatch.setitem(image.LAYERS, "field", image.Layer("host", ("one-more",)))
     after = image.names_of("trixie", mirror)
     assert (before.host == after.host, before.field == after.field) == (True, False)
     monkeypatch.setattr(image, "CUSTOMIZE", "true\n")
@@ -124,7 +124,7 @@ def test_an_image_is_named_by_its_recipe(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_unknown_suite_is_refused() -> None:
-    with pytest.raises(LabError, match="no host image for `potato`"):
+    with pytest.raises(LabError, match="no image of `potato`"):
         image.ensure(("potato",))
 
 
