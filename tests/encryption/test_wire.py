@@ -63,12 +63,14 @@ class Victim:
     def with_certificate(self, payload: str, tls: str = "1.3") -> Result:
         """Publish as the sensor."""
         files = ["--cafile", f"{FOLDER}/ca.pem", "--cert", f"{FOLDER}/certificate.pem", "--key", f"{FOLDER}/key.pem"]
-        return self.publish(*files, port=8883, topic=f"sensors/{SENSOR}/temperature", payload=payload, tls=tls)
+        return self.publish(
+            *files, "-i", SENSOR, port=8883, topic=f"sensors/{SENSOR}/temperature", payload=payload, tls=tls
+        )
 
     def with_password(self, payload: str, tls: str = "1.3") -> Result:
         """Publish as the meter; mosquitto_pub reads user name and password from its own configuration file."""
-        trust = ("--cafile", f"{FOLDER}/ca.pem")
-        return self.publish(*trust, port=8884, topic=f"factory/hall-1/energy/{METER}", payload=payload, tls=tls)
+        options = ("--cafile", f"{FOLDER}/ca.pem", "-i", METER)
+        return self.publish(*options, port=8884, topic=f"factory/hall-1/energy/{METER}", payload=payload, tls=tls)
 
 
 def secret(plant: Plant) -> str:

@@ -296,8 +296,8 @@ def test_a_rule_holds_from_its_networks_only(plant: Plant, gateway: Host, audit:
             assert told.rc == 0, told
             assert ("Not authorized" not in told.stderr) == may, told
         assert [message.payload for message in historian.settle()] == [b"from there"]
-        told = audit.line(action="publish", topic="elsewhere/x", address=host.address)
-        assert (told["reason"], told["rule"]) == ("denied", "rule/but/deny/publish/0")
+        line = audit.line(action="publish", topic="elsewhere/x", address=host.address)
+        assert (line["reason"], line["rule"]) == ("denied", "rule/but/deny/publish/0")
 
 
 def test_a_rule_holds_at_its_hours_only(plant: Plant, gateway: Host, audit: Audit) -> None:
