@@ -50,21 +50,27 @@ class Victim:
     host: Host
     gateway: Host
 
-    def publish(self, *options: str, port: int, topic: str, payload: str, tls: str = "1.3") -> Result:
-        """Publish one message as a device does; credentials come from files."""
+    def publish(
+        self, *options: str, port: int, topic: str, payload: str, tls: str = "1.3", config: str = FOLDER
+    ) -> Result:
+        """Publish one message as a device does; credentials come from files.
+
+        :param config: where mosquitto_pub's own configuration file lies, with user name and password.
+        """
         return self.host.exec(
             ["mosquitto_pub", "-h", self.gateway.address, "-p", str(port), "-q", "1", "-t", topic, "-s", *options],
             input=payload,
             check=False,
-            environment={"XDG_CONFIG_HOME": FOLDER, "OPENSSL_CONF": f"{FOLDER}/tls-{tls}.cnf"},
+            environment={"XDG_CONFIG_HOME": config, "OPENSSL_CONF": f"{FOLDER}/tls-{tls}.cnf"},
             timeout_s=30,
         )
 
     def with_certificate(self, payload: str, tls: str = "1.3") -> Result:
         """Publish as the sensor."""
         files = ["--cafile", f"{FOLDER}/ca.pem", "--cert", f"{FOLDER}/certificate.pem", "--key", f"{FOLDER}/key.pem"]
+        topic = f"sensors/{SENSOR}/temperature"
         return self.publish(
-            *files, "-i", SENSOR, port=8883, topic=f"sensors/{SENSOR}/temperature", payload=payload, tls=tls
+            *files, "-i", SENSOR, port=8883, topic=topic, payload=payload, tls=tls, config="/nonexistent"
         )
 
     def with_password(self, payload: str, tls: str = "1.3") -> Result:
