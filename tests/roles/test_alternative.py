@@ -33,6 +33,7 @@ from bednet.probe import (
     Offer,
     Outcome,
     Session,
+    Will,
     connect_packet,
     dial,
     enter,
@@ -42,6 +43,7 @@ from bednet.probe import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bednet.probe import Version
     from testbed.lab import Lab, PlayResult
     from tests.scenario import Scenario
 
@@ -308,6 +310,97 @@ def test_no_sys_topic_is_published(alternative: Scenario) -> None:
         # These are retained, and the policy lets a technician read them: only the missing publication keeps them away.
         tablet.subscribe("$SYS/broker/clients/#")
         assert tablet.settle() == []
+
+
+# --- what an acl_file makes of the policy
+
+
+def _client(scenario: Scenario, device: str) -> tuple[Listener, Credentials]:
+    """Where a device with a certificate goes, and what it shows there."""
+    folder = _bundle(scenario) / device
+    listener = Listener(scenario.lab.hosts["gateway-1"].address, 18883, folder / "ca.pem", "gateway-1.plant.example")
+    return listener, Credentials(folder / "certificate.pem", folder / "key.pem")
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_a_granted_subscription_shows_nothing_that_its_device_may_not_read(
+    alternative: Scenario, version: Version
+) -> None:
+    """An acl_file grants every SUBSCRIBE and filters at delivery, so that a refusal to read shows as silence."""
+    with (
+        Session(*_client(alternative, "temp-102"), version=version) as spy,
+        Session(*_client(alternative, "temp-101")) as sensor,
+        Session(*_client(alternative, "line-1")) as line,
+        Session(*_client(alternative, "historian")) as control,
+    ):
+        filters = ("#", "+/#", "sensors/#", "sensors/temp-101/temperature", "$share/spies/sensors/#", "$SYS/#")
+        assert all(told.granted for told in spy.subscribe(*filters))
+        control.subscribe("#")
+        assert sensor.publish("sensors/temp-101/temperature", b"not for you").granted
+        assert line.publish("commands/temp-101/interval", b"nor this").granted
+        assert line.publish("commands/temp-102/interval", b"for you").granted
+        # Once for each filter that covers it, or once for all, as the broker likes (MQTT 5, 3.3.4).
+        assert {message.payload for message in spy.settle()} == {b"for you"}
+        assert [message.payload for message in control.settle()] == [b"not for you", b"nor this", b"for you"]
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_what_a_device_may_not_publish_reaches_nobody(alternative: Scenario, version: Version) -> None:
+    forbidden = ("sensors/temp-102/temperature", "commands/temp-101/interval", "factory/hall-1/alarms/ack", "$SYS/x")
+    with Session(*_client(alternative, "historian")) as historian:
+        historian.subscribe("#")
+        for topic in forbidden:
+            will = Will(topic, b"a last forged word", retain=True)
+            with Session(*_client(alternative, "temp-101"), version=version, will=will) as rogue:
+                code = rogue.publish(topic, b"forged", retain=True).code
+                # 3.1.1 has no other answer than "received".
+                assert code == (0 if version == 4 else NOT_AUTHORIZED)
+                rogue.die()
+        with Session(*_client(alternative, "temp-101")) as sensor:
+            assert sensor.publish("sensors/temp-101/temperature", b"fence").granted
+        assert [message.payload for message in historian.settle()] == [b"fence"]
+    with Session(*_client(alternative, "historian")) as late:
+        late.subscribe(*forbidden[:-1])
+        assert late.settle() == []
+
+
+def test_the_client_id_is_the_identity_whatever_a_client_asks_for(alternative: Scenario) -> None:
+    with Session(*_client(alternative, "line-1")) as victim:
+        victim.subscribe("sensors/temp-101/#")
+        with Session(*_client(alternative, "temp-102"), client_id="line-1") as thief:
+            thief.settle()
+            with Session(*_client(alternative, "temp-102"), client_id="another") as second:
+                # Both are the one session of temp-102.
+                thief.wait_goodbye()
+                second.settle()
+        with Session(*_client(alternative, "temp-101")) as sensor:
+            assert sensor.publish("sensors/temp-101/temperature", b"21.5").granted
+        assert [message.payload for message in victim.settle()] == [b"21.5"]
+        assert victim.goodbye is None
+
+
+def test_a_user_name_beside_a_certificate_changes_nothing(alternative: Scenario) -> None:
+    listener, own = _client(alternative, "temp-101")
+    posing = Credentials(own.certificate, own.key, username="line-1", password="whatever")  # noqa: S106
+    with Session(listener, posing) as session:
+        assert session.publish("commands/plc-1-filler/start", b"1").code == NOT_AUTHORIZED
+        assert session.publish("sensors/temp-101/temperature", b"21").granted
+
+
+def test_a_stranger_in_a_shared_group_reads_nothing_and_swallows_its_share(alternative: Scenario) -> None:
+    """A limit of acl_file that the plugin does not have; docs/verification.md tells it."""
+    group = "$share/controllers/sensors/+/temperature"
+    with (
+        Session(*_client(alternative, "line-1")) as line,
+        Session(*_client(alternative, "temp-101")) as sensor,
+        Session(*_client(alternative, "temp-102")) as stranger,
+    ):
+        assert line.subscribe(group)[0].granted
+        assert stranger.subscribe(group)[0].granted
+        for number in range(10):
+            assert sensor.publish("sensors/temp-101/temperature", b"%d" % number).granted
+        assert stranger.settle() == []
+        assert 0 < len(line.settle()) < 10
 
 
 # --- nothing secret is said
