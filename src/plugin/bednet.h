@@ -153,6 +153,7 @@ struct moment {
 	int64_t now; /* Unix seconds */
 	uint8_t family; /* 4, 6, or 0 when the address is not known */
 	uint8_t address[16];
+	bool generous; /* what is not known was as good as it may be, not as bad: for what happened before */
 };
 
 /* The offset of a zone at a time, in seconds east of UTC; false when the zone cannot be read. */

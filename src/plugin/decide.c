@@ -3,7 +3,8 @@
  * May it? The twin of decide_by() in src/bednet/policy.py; tests/plugin/test_judges.py holds the two against each other.
  *
  * A deny wins over any allow; what no rule allows is denied. A rule with windows or networks holds at such times and from
- * such addresses only. Where the time or the address is not known, such an allow does not count, and such a deny does.
+ * such addresses only. Where the time or the address is not known, such an allow does not count, and such a deny does;
+ * where one is to be generous, it is the other way round.
  */
 #include "bednet.h"
 
@@ -195,7 +196,7 @@ static bool is_always_open(const struct window *window)
 /* Whether a rule holds at the moment. *sound becomes false when that cannot be told for want of a time zone. */
 static bool holds(const struct grant *grant, const struct moment *moment, zone_lookup zones, void *context, bool *sound)
 {
-	const bool unknown = grant->effect == EFFECT_DENY;
+	const bool unknown = (grant->effect == EFFECT_DENY) != moment->generous;
 	unsigned int i;
 
 	if(grant->network_count){

@@ -179,9 +179,10 @@ static enum reason by_password(struct plugin *plugin, const char *username, cons
 	enum reason reason;
 	bool right;
 
-	if(username == NULL || password == NULL){
+	if(username == NULL){
 		return REASON_UNKNOWN_DEVICE;
 	}
+	password = password ? password : ""; /* the broker makes no difference */
 	if(throttle__blocked(&plugin->throttle, from, username, monotonic())){
 		return REASON_THROTTLED;
 	}
@@ -328,7 +329,11 @@ static int on_psk_key(int event, void *event_data, void *userdata)
 /* ---- what may it do? ---- */
 
 /* A client without a session is offline, or gone and its will is left: its device is read afresh. Of an offline session
- * the broker still shows the address of its last connection, which says nothing about now; a will was sent from there. */
+ * the broker still shows the address of its last connection, which says nothing about now; a will was sent from there.
+ *
+ * With check_retain_source the broker asks for a client that never was, made up for the question, whether the publisher of
+ * a retained message may still do so. When and from where it did was looked at then, and is not known any more: what
+ * counts is that it has not lost the right. A client with a will has a protocol version, this one has none. */
 static struct decision decide_without_session(struct plugin *plugin, struct mosquitto *client, const char *id,
 		enum access access, const char *topic, struct moment *moment, char rule[UINT8_MAX], struct grant *copy)
 {
@@ -340,8 +345,10 @@ static struct decision decide_without_session(struct plugin *plugin, struct mosq
 		return decision;
 	}
 	memcpy(device.id, id, len + 1);
-	if(access == ACCESS_PUBLISH){
-		decide__address(mosquitto_client_address(client), moment);
+	if(access == ACCESS_PUBLISH && !decide__address(mosquitto_client_address(client), moment)
+			&& mosquitto_client_protocol_version(client) == 0){
+		moment->has_time = false;
+		moment->generous = true;
 	}
 	device__read(&plugin->store, &device);
 	decision.reason = device.state;

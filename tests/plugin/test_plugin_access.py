@@ -206,6 +206,37 @@ def test_retained_messages_are_delivered_by_the_rules_of_now(site: Site, gateway
         assert {message.topic for message in listening.settle()} == {"sensors/temp-1/a"}
 
 
+def test_a_retained_message_is_shown_while_its_publisher_keeps_the_right(site: Site, start: Start, reader: str) -> None:
+    """Where the broker looks at its source. When and from where it was published was looked at when it came."""
+    never = [{"days": 1 << (dt.datetime.now(dt.UTC).weekday() + 3) % 7, "from": 3600, "to": 7200, "zone": "UTC"}]
+    site.zones["UTC"] = UTC
+    here = allow("publish", "plant/here", networks=["127.0.0.0/8"])
+    site.profiles["sensor"] = [here, allow("publish", "sensors/", 0, "/#")]
+    site.apply()
+    gateway = start(more="check_retain_source true")
+    with on_plain(gateway) as sensor, as_reader(gateway, reader) as listening:
+
+        def shown(topic: str) -> bool:
+            listening.subscribe(topic)
+            return any(message.retained for message in listening.settle())
+
+        assert sensor.publish("plant/here", b"kept", retain=True, qos=1).granted
+        assert shown("plant/here")
+        site.profiles["sensor"][0] = {**here, "during": never}
+        site.apply()
+        assert sensor.publish("plant/here", b"not now", retain=True, qos=1).code == 0x87
+        assert shown("plant/here"), "at other times it may still"
+        site.profiles["sensor"].append({**deny("publish", "plant/here"), "during": never})
+        site.apply()
+        assert shown("plant/here"), "it is denied at times only"
+        site.profiles["sensor"][-1] = deny("publish", "plant/here")
+        site.apply()
+        assert not shown("plant/here")
+        site.profiles["sensor"][:] = [allow("publish", "sensors/", 0, "/#")]
+        site.apply()
+        assert not shown("plant/here")
+
+
 def test_an_offline_session_gets_what_its_device_may_have(site: Site, gateway: Gateway, reader: str) -> None:
     """Decided when a message comes for it, and once more when it comes back for it."""
     with as_reader(gateway, reader, clean=False, version=4) as listening:

@@ -208,6 +208,9 @@ def test_who_says_nothing_about_itself_is_refused(gateway: Gateway) -> None:
         channel.send(connect_packet("temp-1", password=gateway.credentials("temp-1").password, version=5))
         assert channel.packet()[3] == 0x87
     assert gateway.count(reason="unknown-device") == 4
+    # And a user name without a password, which is a wrong one.
+    gateway.refused(Credentials(username="temp-1"), on="plain", client_id="temp-1")
+    gateway.audited(reason="password", device="temp-1")
 
 
 def test_a_long_password_is_only_a_wrong_one(gateway: Gateway) -> None:
