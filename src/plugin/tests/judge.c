@@ -3,7 +3,7 @@
  * The plugin's decision without a broker, for the tests: a shared library that tests/plugin/test_judges.py asks by way of
  * ctypes, with the time and the address as questions of the test. Nothing of it is in the plugin.
  */
-#include "bednet.h"
+#include "../bednet.h"
 
 #include <stdlib.h>
 #include <string.h>
