@@ -457,13 +457,6 @@ def _alert(seen: Handshake, *reasons: str) -> Verdict:
     return Verdict(False, f"{seen}, expected the alert {' or '.join(reasons)}")
 
 
-def _both(verdicts: Sequence[tuple[str, Verdict]]) -> Verdict:
-    return Verdict(
-        all(verdict.passed for _, verdict in verdicts),
-        "; ".join(f"{label}: {verdict.evidence}" for label, verdict in verdicts),
-    )
-
-
 # --- Reachability ---------------------------------------------------------------------------------------------------
 
 
