@@ -36,15 +36,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the commands of this module; each sets ``run``, a function of the arguments that returns the exit code."""
     check = subparsers.add_parser("check", help="check a site's devices.yml and policy.yml and run the policy's tests")
     check.set_defaults(run=_check)
-    compiler = subparsers.add_parser("compile", help="print a site's acl_file and devices as JSON")
+    compiler = subparsers.add_parser("compile", help="print a site's devices, and with acl_file that file, as JSON")
     compiler.set_defaults(run=_compile)
     compiler.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="write the compiled site for bednet-store to FILE; there is no acl_file in what is printed then",
+        help="write the compiled site to FILE as well, which bednet-store reads; what is printed stays the same",
     )
     for parser in (check, compiler):
+        # A function, since only the parser can say that its command line is wrong.
+        parser.set_defaults(refuse=parser.error)
         parser.add_argument(
             "--key-type",
             choices=KEY_TYPES,
@@ -54,7 +56,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         parser.add_argument(
             "--strictest",
             action="store_true",
-            help="with acl_file: where it cannot say what the policy says, let it allow less",
+            help="with --access-control acl_file: where it cannot say what the policy says, let it allow less",
         )
     explain = subparsers.add_parser("explain", help="say whether a device may do something, and which rule decides")
     explain.set_defaults(run=_explain)
@@ -62,14 +64,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     wish = explain.add_mutually_exclusive_group(required=True)
     wish.add_argument("--publish", metavar="TOPIC", help="the topic to publish to")
     wish.add_argument("--subscribe", metavar="FILTER", help="the topic filter to subscribe to")
-    defaults = {check: "plugin", compiler: None, explain: "plugin"}
-    for parser, default in defaults.items():
-        what = default or "acl_file, or plugin with --output"
+    for parser in (check, compiler, explain):
         parser.add_argument(
             "--access-control",
             choices=ACCESS_CONTROLS,
-            default=default,
-            help=f"what decides on the gateways, as mosquitto_access_control says (default: {what})",
+            default=ACCESS_CONTROLS[0],
+            help=f"what decides on the gateways, as mosquitto_access_control says (default: {ACCESS_CONTROLS[0]})",
         )
     differ = subparsers.add_parser("diff", help="say which devices gain and lose what from one site to another")
     differ.set_defaults(run=_diff)
@@ -148,8 +148,15 @@ def _summary(site: Site) -> dict[str, int]:
     }
 
 
+def _asked(arguments: argparse.Namespace) -> Site:
+    """Return the site that check and compile are about."""
+    if arguments.strictest and arguments.access_control != "acl_file":
+        arguments.refuse("argument --strictest: needs --access-control acl_file")
+    return checked_site(arguments.site, arguments.key_type, arguments.access_control, strictest=arguments.strictest)
+
+
 def _check(arguments: argparse.Namespace) -> int:
-    site = checked_site(arguments.site, arguments.key_type, arguments.access_control, strictest=arguments.strictest)
+    site = _asked(arguments)
     _warn(site)
     counts = _summary(site)
     rules = f"Rules: {len(site.rules)}. " if site.rules else ""
@@ -164,9 +171,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _compile(arguments: argparse.Namespace) -> int:
-    access_control = arguments.access_control or ("acl_file" if arguments.output is None else "plugin")
-    site = checked_site(arguments.site, arguments.key_type, access_control, strictest=arguments.strictest)
-    acl_file = compile_acl_file(site, strictest=arguments.strictest) if access_control == "acl_file" else None
+    site = _asked(arguments)
+    acl_file = compile_acl_file(site, strictest=arguments.strictest) if arguments.access_control == "acl_file" else None
     if arguments.output is not None:
         try:
             compiled.write_file(site, arguments.output)

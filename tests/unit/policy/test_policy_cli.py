@@ -30,7 +30,11 @@ def test_compile_prints_one_json_object(site_folder: SiteFolder, capsys: pytest.
     output = capsys.readouterr()
     assert output.err == ""
     result = json.loads(output.out)
-    assert result["acl_file"] == compile_acl_file(load_site(site_folder.path))
+    # The plugin decides unless told otherwise, as for check and explain.
+    assert result["acl_file"] is None
+    assert main(["compile", str(site_folder.path), "--access-control", "acl_file"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {**result, "acl_file": compile_acl_file(load_site(site_folder.path))}
     bundle = {"authentication": ["certificate"], "enrolment": "bundle", "csr": None, "revoked": None}
     assert result["devices"] == [
         {**bundle, "id": "a", "enrolment": "csr"},
@@ -159,6 +163,7 @@ def test_explain_refuses_an_unknown_device_and_a_bad_topic(
         ["explain", "x", "--device", "d"],
         ["explain", "x", "--device", "d", "--publish", "a", "--subscribe", "b"],
         ["explain", "x", "--publish", "a"],
+        ["explain", "x", "--device", "d", "--publish", "a", "--strictest"],
     ],
 )
 def test_a_wrong_command_line_is_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,6 +171,17 @@ def test_a_wrong_command_line_is_code_2(words: list[str], capsys: pytest.Capture
         main(words)
     assert stop.value.code == 2
     assert "usage: bednet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["check", "compile"])
+@pytest.mark.parametrize("words", [[], ["--access-control", "plugin"]])
+def test_strictest_is_for_an_acl_file_only(command: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, str(EXAMPLE), "--strictest", *words])
+    assert stop.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert f"bednet {command}: error: argument --strictest: needs --access-control acl_file" in output.err
 
 
 # The example plant
