@@ -322,6 +322,7 @@ struct session {
 };
 
 #define SESSIONS_PENDING 1024
+#define SESSIONS_PENDING_SAME 64 /* from one address */
 
 struct sessions {
 	struct store *store;

@@ -12,6 +12,8 @@
 #include <string.h>
 #include <time.h>
 
+#include <arpa/inet.h>
+
 #include <openssl/crypto.h>
 
 #define EXPORT __attribute__((visibility("default")))
@@ -438,26 +440,33 @@ static int on_acl_check(int event, void *event_data, void *userdata)
 
 /* ---- when does it end? ---- */
 
+/* Whoever is there under the session's name. Its client is not looked at: that of a PSK whose handshake failed may be gone
+ * without a word. */
 static void kick(struct plugin *plugin, const struct session *session, enum reason why)
 {
 	struct audit_event event = {.event = "disconnected", .action = "connect", .reason = why};
-	struct mosquitto *client;
-	char id[BEDNET_ID_MAX + 1], address[64] = "";
-	const char *text;
+	const bool pending = session->pending;
+	const void *client = session->client;
+	char id[BEDNET_ID_MAX + 1], address[INET6_ADDRSTRLEN];
+	uint64_t suppressed = 0;
 
 	memcpy(id, session->device->id, sizeof(id));
-	/* A session is taken away when its client goes, so the client is there. */
-	memcpy(&client, &session->client, sizeof(client));
-	text = mosquitto_client_address(client);
-	if(text){
-		(void)snprintf(address, sizeof(address), "%s", text);
-	}
 	event.device = event.client_id = id;
-	event.address = address[0] ? address : NULL;
+	if(session->from.family){
+		event.address = inet_ntop(session->from.family == 4 ? AF_INET : AF_INET6, session->from.address, address,
+				sizeof(address));
+	}
 	plugin->kicking = true;
 	mosquitto_kick_client_by_username(id, false); /* the session may be gone now */
 	plugin->kicking = false;
-	write_event(&event, 0);
+	if(pending){
+		sessions__remove(&plugin->sessions, client);
+		/* Nobody knows whether there was anyone: strangers shall not fill the log by it. */
+		if(!audit__may(&plugin->audit, AUDIT_CONNECT, monotonic(), &suppressed)){
+			return;
+		}
+	}
+	write_event(&event, suppressed);
 }
 
 

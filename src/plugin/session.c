@@ -391,6 +391,26 @@ void sessions__remove(struct sessions *sessions, const void *client)
 }
 
 
+static void make_room(struct sessions *sessions, const struct moment *from)
+{
+	struct session *session, *oldest = NULL;
+	size_t same = 0;
+
+	for(session = sessions->oldest; session; session = session->waits){
+		if(session->from.family == from->family
+				&& memcmp(session->from.address, from->address, sizeof(from->address)) == 0){
+			oldest = oldest ? oldest : session;
+			same++;
+		}
+	}
+	if(same >= SESSIONS_PENDING_SAME){
+		sessions__remove(sessions, oldest->client);
+	}else if(sessions->pending == SESSIONS_PENDING){
+		sessions__remove(sessions, sessions->oldest->client);
+	}
+}
+
+
 struct session *sessions__add(struct sessions *sessions, const void *client, const char *id, enum method method,
 		const struct certificate *certificate, const struct moment *from)
 {
@@ -441,11 +461,10 @@ struct session *sessions__add(struct sessions *sessions, const void *client, con
 	}
 	device->sessions = session;
 	if(method == METHOD_PSK){
-		/* Asked for by somebody who may not have the key. Mosquitto 2.1 says nothing when such a handshake fails, so
-		 * the number of those that were heard of no more is bounded. */
-		if(sessions->pending == SESSIONS_PENDING){
-			sessions__remove(sessions, sessions->oldest->client);
-		}
+		/* Asked for by somebody who may not have the key, and the broker does not always say when such a handshake
+		 * fails. So the number of those that were not heard of is bounded, and that of one address first: who
+		 * makes many makes room for them out of its own. */
+		make_room(sessions, from);
 		session->pending = true;
 		session->waits_back = sessions->newest;
 		if(sessions->newest){

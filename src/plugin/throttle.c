@@ -4,6 +4,9 @@
  * and one for each address, which fails more often before it is stopped, as many devices may share one. A bucket drains
  * evenly: once blocked, an identity may try again every 60/limit seconds.
  *
+ * An IPv6 address counts whole: all hosts of a plant's network share its prefix, and one of them must not stop the others.
+ * Who has many addresses may guess more often at 256 bits.
+ *
  * The table has a fixed size. Where it is full, the entry with least to say gives way: an attacker with very many
  * addresses makes us forget, but can neither grow the table nor lock anybody out by a collision.
  */
@@ -15,7 +18,6 @@
 #include <openssl/rand.h>
 
 #define MINUTE 60 /* seconds */
-#define IPV6_PREFIX 8 /* bytes: who has one address of a network has them all */
 
 struct place {
 	uint64_t tag;
@@ -39,7 +41,7 @@ static bool find_place(const struct throttle *throttle, const struct moment *fro
 
 	memcpy(in, throttle->key, len);
 	in[len++] = from->family;
-	memcpy(in + len, from->address, from->family == 6 ? IPV6_PREFIX : sizeof(from->address));
+	memcpy(in + len, from->address, sizeof(from->address));
 	len += sizeof(from->address);
 	if(id){
 		size_t id_len = strnlen(id, BEDNET_ID_MAX + 1);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plugin's decision without a broker: :class:`Judge` asks the C code, of src/plugin/tests/judge.c, about a store."""
+"""The plugin's decision without a broker: :class:`Judge` asks the C code (src/plugin/tests/judge.c) about a store."""
 
 from __future__ import annotations
 

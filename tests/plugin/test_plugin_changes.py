@@ -11,6 +11,7 @@ import contextlib
 import datetime as dt
 import shutil
 import socket
+import ssl
 import statistics
 import subprocess
 import threading
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from bednet import psk
 from bednet.probe import Credentials, NotAdmittedError, Session, Will, connect_packet, dial
 from tests.plugin.conftest import KEY
 from tests.plugin.gateway import SOURCE, Guest, allow, deny, password_record
@@ -490,3 +492,38 @@ def test_a_sanitized_plugin_goes_through_all_of_it(
         gone(session)
     assert gateway.stop() == 0
     gateway.start()
+
+
+# --- handshakes that never were
+
+
+def test_a_client_that_is_gone_without_a_word_is_not_looked_at(
+    site: Site, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker asks for a key before it has seen proof of it, and frees a client that fails right then in silence."""
+    monkeypatch.setenv("MALLOC_PERTURB_", "165")
+    gateway = start(listeners=("psk",))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    psk.offer(context, "psk-1", bytes(32))
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(incoming, outgoing).do_handshake()
+    hello = outgoing.read()
+    with PSK(gateway, "psk-1", KEY) as device:
+        assert device.connect() == 0, "it lets devices in"
+    for _ in range(3):
+        with ExitStack() as stack:
+            # All at once, so that the broker finds a hello as soon as it accepts a connection.
+            for _ in range(100):
+                stranger = stack.enter_context(socket.create_connection(("127.0.0.1", gateway.ports["psk"])))
+                stranger.send(hello)
+            with PSK(gateway, "psk-1", KEY) as device:
+                assert device.connect() == 0, "the broker is done with those before"
+    site.store.revoke("psk-1", "superseded")
+    gateway.audited(event="disconnected", device="psk-1", reason="revoked")
+    # It answers: a crash would have taken it away.
+    site.apply()
+    with PSK(gateway, "psk-1", KEY) as device:
+        assert device.connect() == 0

@@ -616,7 +616,8 @@ static void test_throttle(void)
 		(void)snprintf(id, sizeof(id), "guess-%d", i);
 		throttle__failed(&throttle, &six, id, 100);
 	}
-	CHECK(throttle__blocked(&throttle, &six, "temp-1", 100) && throttle__blocked(&throttle, &neighbour, "temp-1", 100));
+	/* And nobody beside it: on a plant's network all addresses have the same prefix. */
+	CHECK(throttle__blocked(&throttle, &six, "temp-1", 100) && !throttle__blocked(&throttle, &neighbour, "temp-1", 100));
 	CHECK(!throttle__blocked(&throttle, &far, "temp-1", 100) && !throttle__blocked(&throttle, &there, "temp-1", 100));
 	/* Very many addresses fill the table, and block nobody else. */
 	for(i = 0; i < 50000; i++){
@@ -770,18 +771,30 @@ static void test_sessions(void)
 	/* Handshakes with a pre-shared key that were heard of no more do not pile up. */
 	sessions__init(&sessions, &store);
 	{
-		static char many[SESSIONS_PENDING + 100];
+		static char many[SESSIONS_PENDING + 100], one[SESSIONS_PENDING_SAME + 1];
 		size_t i;
 
 		for(i = 0; i < sizeof(many); i++){
-			CHECK(sessions__add(&sessions, &many[i], "temp-3", METHOD_PSK, NULL, &from));
+			struct moment somewhere = {.family = 4, .address = {10, 0, (uint8_t)(i >> 4)}};
+
+			CHECK(sessions__add(&sessions, &many[i], "temp-3", METHOD_PSK, NULL, &somewhere));
 		}
 		CHECK(sessions.count == SESSIONS_PENDING && sessions.pending == SESSIONS_PENDING);
+		/* Who makes very many makes room for them out of its own. */
+		for(i = 0; i < sizeof(one); i++){
+			CHECK(sessions__add(&sessions, &one[i], "temp-3", METHOD_PSK, NULL, &from));
+		}
+		CHECK(sessions.pending == SESSIONS_PENDING && !sessions__find(&sessions, &one[0], "temp-3"));
+		CHECK(sessions__find(&sessions, &one[1], "temp-3") && sessions__find(&sessions, &many[200], "temp-3"));
+		for(i = 0; i < sizeof(one); i++){
+			sessions__remove(&sessions, &one[i]);
+		}
+		CHECK(sessions.pending == SESSIONS_PENDING - SESSIONS_PENDING_SAME);
 		CHECK(!sessions__find(&sessions, &many[0], "temp-3"));
 		session = sessions__find(&sessions, &many[200], "temp-3");
 		sessions__confirm(&sessions, session);
 		sessions__confirm(&sessions, session);
-		CHECK(sessions.pending == SESSIONS_PENDING - 1);
+		CHECK(sessions.pending == SESSIONS_PENDING - SESSIONS_PENDING_SAME - 1);
 		for(i = 0; i < sizeof(many); i++){
 			sessions__remove(&sessions, &many[i]);
 		}
