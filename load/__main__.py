@@ -2,6 +2,7 @@
 """The command behind `bednet load` and `make load`.
 
 - :func:`main`: `python -m load SITE --profile P` loads a deployed site.
+- :func:`parse`: the command line alone.
 
 Exit codes: 0 the gateway keeps to the thresholds, 1 it does not or something went wrong, 2 the command line is wrong,
 3 nothing can be said (the generator was the limit, the run was interrupted, something was not measured).
@@ -101,11 +102,21 @@ def adjusted(profile: Profile, arguments: argparse.Namespace) -> Profile:
     return replace(profile, **{name: value for name, value in wanted.items() if value is not None})
 
 
+def parse(arguments: Sequence[str] | None = None, prog: str = PROG) -> argparse.Namespace:
+    """Read the command line.
+
+    :raises SystemExit: with 2 when it is wrong, and with 0 for `--help`; what is to be said was said.
+    """
+    made = parser(prog)
+    parsed = made.parse_args(arguments)
+    if parsed.search and parsed.web is not None:
+        made.error("--search makes many runs; --web shows one. Choose one of them.")
+    return parsed
+
+
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Run the command; returns the exit code."""
-    parsed = parser(prog).parse_args(arguments)
-    if parsed.search and parsed.web is not None:
-        parser(prog).error("--search makes many runs; --web shows one. Choose one of them.")
+    parsed = parse(arguments, prog)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _load(parsed)

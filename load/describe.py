@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Described:
     """A site's gateways.
 
-    :ivar access_control: plugin or acl_file.
+    :ivar access_control: `plugin` where all gateways have it, else `acl_file`.
     :ivar shells: by gateway, a command that runs a script given on its standard input, as root.
     """
 

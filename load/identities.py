@@ -8,7 +8,7 @@
 
 The load devices are copies of the site's: same roles, same rules, in a branch of topics of their own: where a sensor
 may publish to `sensors/{device.id}/#`, its copy may to `load/sensors/{device.id}/#`. So the policy under load is the
-site's, and no device of the plant takes a load test for the truth, except those that may read everything.
+site's, and no device of the plant takes a load test for the truth, except those whose rules begin with a wildcard.
 
 Certificates live for a day. Keys are made here, in a folder that is removed with the run, and go nowhere.
 """
@@ -50,6 +50,8 @@ STATE = CHECKOUT / ".bednet/load"
 PREFIX = "load-"
 TAG = "bednet-load"
 WATCHER = "load-watcher"
+#: All lists of devices that a site may have (docs/devices.md).
+LISTS = ("devices.yml", "devices.csv", "devices.json", "devices.jsonl")
 BRANCH = "load"
 VALIDITY_DAYS = 1
 # Certificates of others are not to be renewed by the way, with a day's validity of ours.
@@ -88,52 +90,65 @@ def make_site(
 ) -> list[str]:
     """Write a site's files into a folder, with the run's devices added; return their ids, the watcher's last.
 
+    The site's own lists are copied as they are, whatever their format: a device that is missing from the copy would be
+    revoked.
+
     :param templates: which device of the site each is a copy of.
     :param until: whether access may be given an end (only bednet's plugin knows how to keep it).
+    :raises IdentitiesError: when the copy does not list the site's devices and the run's, and no others.
+    :raises SiteError: when anything in the site's files is wrong.
     """
-    devices: dict[str, Any] = yaml.safe_load((source / "devices.yml").read_text(encoding="utf-8"))
+    listed = load_site(source).devices
     policy: dict[str, Any] = yaml.safe_load((source / "policy.yml").read_text(encoding="utf-8"))
-    by_id = {entry["id"]: entry for entry in devices["devices"]}
     (target / "csr").mkdir(parents=True)
-    if (source / "csr").is_dir():
-        for file in (source / "csr").glob("*.csr"):
-            shutil.copyfile(file, target / "csr" / file.name)
-    added = []
+    lists = [source / name for name in LISTS if (source / name).exists()]
+    for file in (*lists, *(source / "csr").glob("*.csr")):
+        shutil.copyfile(file, target / file.relative_to(source))
+    added: list[dict[str, Any]] = []
     for number, template in enumerate(templates, start=1):
-        like = by_id[template]
-        entry = {
+        like = listed[template]
+        entry: dict[str, Any] = {
             "id": f"{PREFIX}{run}-{number:05d}",
-            "location": like["location"],
-            "roles": [f"{PREFIX}{role}" for role in like["roles"]],
-            "tags": [*like.get("tags", []), TAG],
+            "location": like.location,
+            "roles": [f"{PREFIX}{role}" for role in like.roles],
+            "tags": [*like.tags, TAG],
         }
-        entry |= {key: like[key] for key in ("type", "attributes", "authentication") if key in like}
-        if "certificate" in like.get("authentication", ["certificate"]):
-            entry["authentication"] = ["certificate"]
-            entry["enrolment"] = "csr"
+        if like.type is not None:
+            entry["type"] = like.type
+        if like.attributes:
+            entry["attributes"] = dict(like.attributes)
+        if "certificate" in like.authentication:
+            entry |= {"authentication": ["certificate"], "enrolment": "csr"}
         else:
             entry["authentication"] = ["password"]
-        if until:
-            entry["until"] = (now + timedelta(days=VALIDITY_DAYS)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         added.append(entry)
     # One more, who hears what the broker tells of itself.
-    watcher = {"id": f"{PREFIX}{run}-watcher", "location": devices["devices"][0]["location"], "tags": [TAG]}
-    watcher |= {"roles": [WATCHER], "authentication": ["certificate"], "enrolment": "csr"}
+    watcher = {"id": f"{PREFIX}{run}-watcher", "location": next(iter(listed.values())).location, "tags": [TAG]}
+    added.append(watcher | {"roles": [WATCHER], "authentication": ["certificate"], "enrolment": "csr"})
     if until:
-        watcher["until"] = added[0]["until"]
-    added.append(watcher)
+        end = (now + timedelta(days=VALIDITY_DAYS)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        for entry in added:
+            entry["until"] = end
     policy["roles"][WATCHER] = {"allow": {"subscribe": ["$SYS/#"]}}
-    used = {role for template in templates for role in by_id[template]["roles"]}
+    used = {role for template in templates for role in listed[template].roles}
     policy["roles"] |= {f"{PREFIX}{role}": _branch(policy["roles"][role]) for role in sorted(used)}
     if policy.get("rules"):
         policy["rules"] = [_limited(rule, mine=False) for rule in policy["rules"]] + [
             _limited(rule, mine=True) for rule in policy["rules"]
         ]
-    devices["devices"] += added
-    for name, data in (("devices", devices), ("policy", policy)):
-        text = yaml.dump(data, Dumper=_Plain, sort_keys=False, width=1000, allow_unicode=True)
-        (target / f"{name}.yml").write_text(text, encoding="utf-8")
-    return [entry["id"] for entry in added]
+    text = yaml.dump(policy, Dumper=_Plain, sort_keys=False, width=1000, allow_unicode=True)
+    (target / "policy.yml").write_text(text, encoding="utf-8")
+    # To a list in lines something can be added without a look at what it says.
+    with (target / "devices.jsonl").open("a", encoding="utf-8") as lines:
+        lines.write("".join(f"\n{json.dumps(entry)}" for entry in added) + "\n")
+    ids = [entry["id"] for entry in added]
+    wrong = load_site(target).devices.keys() ^ {*listed, *ids}
+    if wrong:
+        raise IdentitiesError(
+            f"The copy of {source} for the run differs from it in {len(wrong)} devices, such as {min(wrong)}; nothing "
+            "was enrolled or revoked. Cure: see that nobody changes the site's files, and try again."
+        )
+    return ids
 
 
 def _branch(rules: Mapping[str, Any]) -> dict[str, Any]:

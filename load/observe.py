@@ -77,6 +77,7 @@ class Sample:
     :ivar at_s: seconds of this machine's monotonic clock.
     :ivar cpu_percent: the broker's, of one core, since the sample before; `host_percent` that of all cores of the host.
     :ivar files: open files of the broker, which are its sockets and a handful more; None where they cannot be seen.
+    :ivar available_mib: memory of the host that could still be had.
     """
 
     at_s: float

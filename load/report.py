@@ -516,6 +516,7 @@ def _machines(report: Report) -> str:
     if seen and seen.samples:
         gateway["CPU, busiest five seconds"] = f"{_ms(seen.cpu_percent)} % of a core"
         gateway["memory, peak"] = f"{_ms(seen.memory_mib)} MiB"
+        gateway["memory available on the host, least"] = f"{_ms(min(s.available_mib for s in seen.samples))} MiB"
         files = [sample.files for sample in seen.samples if sample.files is not None]
         gateway["open files, most"] = str(max(files)) if files else "-"
         gateway |= {f"journal: {name}": f"{count:,} lines" for name, count in seen.journal.items()}

@@ -131,6 +131,3 @@ def _faster(profile: Profile, factor: float) -> Profile:
         command_every_s=profile.command_every_s / factor,
         flood_per_s=profile.flood_per_s * factor,
     )
-
-
-__all__ = ["Found", "search"]

@@ -611,7 +611,7 @@ class Lab:
             what="Encrypting the site's secrets",
             cure="See whether `.venv/bin/ansible-vault` works.",
             stdin=f"vault_ca_root_passphrase: {secrets.token_urlsafe(32)}\n".encode(),
-            env=self._ansible_env(),
+            env=self.ansible_env(),
         )
 
     def _write_state(self, *, persistent: bool) -> None:
@@ -684,7 +684,8 @@ class Lab:
 
     # Ansible
 
-    def _ansible_env(self) -> dict[str, str]:
+    def ansible_env(self) -> dict[str, str]:
+        """Return the environment in which Ansible's commands, and those of `bednet` that call them, reach the lab."""
         home = self.folder / "ansible"
         return {
             # `bednet` and the other commands of this environment come first, as for a user who activated it.
@@ -733,7 +734,7 @@ class Lab:
                 cwd=CHECKOUT,
                 env={
                     **os.environ,
-                    **self._ansible_env(),
+                    **self.ansible_env(),
                     "ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).parent / "callback_plugins"),
                     "ANSIBLE_CALLBACKS_ENABLED": "bednet_stats",
                     "ANSIBLE_FORCE_COLOR": "1" if echo == "all" and sys.stderr.isatty() else "0",

@@ -6,17 +6,25 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
+import shutil
+import sys
 import tarfile
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
+from bednet.errors import Place
+from bednet.site import Device, load_site
 from load import identities
-from load.describe import Described, shell
+from load.describe import Described, describe, shell
 from load.identities import Identities, IdentitiesError
 from tests.load.conftest import EXAMPLE
 
@@ -157,3 +165,114 @@ def test_a_gateway_is_watched_the_way_ansible_reaches_it() -> None:
     assert "UserKnownHostsFile=/a b" in words
     assert words[-6:] == ("operator@192.0.2.11", "sudo", "-n", "sh", "-s", "--")
     assert shell({**host, "arguments": "", "connection": "local"}) == ("sudo", "-n", "sh", "-s", "--")
+
+
+# The site's own devices: one that is missing from the copy of the lists would be revoked.
+
+
+def write_list(path: Path, entries: list[dict[str, Any]]) -> None:
+    """Write devices in the format that the file's name says, the last line without an end."""
+    match path.suffix:
+        case ".yml":
+            text = yaml.safe_dump({"version": 1, "devices": entries})
+        case ".json":
+            text = json.dumps({"version": 1, "devices": entries})
+        case ".jsonl":
+            text = "\n".join(map(json.dumps, entries))
+        case _:
+            rows = []
+            for entry in entries:
+                cells = {key: " ".join(value) if isinstance(value, list) else value for key, value in entry.items()}
+                attributes = entry.get("attributes", {})
+                cells.pop("attributes", None)
+                rows.append(cells | {f"attributes.{name}": value for name, value in attributes.items()})
+            out = io.StringIO()
+            table = csv.DictWriter(out, sorted({name for row in rows for name in row}), delimiter=";")
+            table.writeheader()
+            table.writerows(rows)
+            text = out.getvalue()
+    path.write_text(text.rstrip("\n"), encoding="utf-8")
+
+
+def listed_in(folder: Path, *names: str) -> Path:
+    """Make a site whose devices, the example's and one with a CSR, are dealt out to lists of these names."""
+    folder.mkdir()
+    (folder / "csr").mkdir()
+    shutil.copyfile(EXAMPLE / "policy.yml", folder / "policy.yml")
+    entries = yaml.safe_load((EXAMPLE / "devices.yml").read_text(encoding="utf-8"))["devices"]
+    entries.append({"id": "own-key", "location": "hall-1", "roles": ["sensor"], "enrolment": "csr"})
+    identities._make_key(folder.parent / "own-key", folder / "csr/own-key.csr", "own-key")
+    for number, name in enumerate(names):
+        write_list(folder / name, entries[number :: len(names)])
+    return folder
+
+
+def what_is_said(device: Device) -> Device:
+    """Return a device without where that stands."""
+    return replace(device, place=Place("", 0), places={})
+
+
+LISTS = ("devices.yml", "devices.csv", "devices.json", "devices.jsonl")
+
+
+@pytest.mark.parametrize("names", [*((name,) for name in LISTS), LISTS, LISTS[:2], LISTS[1:3], LISTS[2:]])
+def test_what_is_enrolled_is_exactly_the_sites_devices_and_the_runs(tmp_path: Path, names: tuple[str, ...]) -> None:
+    source, target = listed_in(tmp_path / "source", *names), tmp_path / "target"
+    before = load_site(source).devices
+    models = ["temp-101", "line-1", "energy-1", "own-key"]
+    added = identities.make_site(source, target, "abc123", models, now=datetime.now(UTC), until=True)
+    after = load_site(target).devices
+    assert len(before) > 20
+    assert before["own-key"].csr is not None
+    assert set(after) == {*before, *added}
+    assert len(after) == len(before) + len(models) + 1
+    for name, device in before.items():
+        assert what_is_said(after[name]) == what_is_said(device)
+    for name, model in zip(added, models, strict=False):
+        mine, its = after[name], before[model]
+        assert (mine.location, mine.type, mine.attributes) == (its.location, its.type, its.attributes)
+        assert mine.roles == tuple(f"load-{role}" for role in its.roles)
+        assert mine.authentication == its.authentication
+    # The lists of the site itself stay as they are.
+    assert load_site(source).devices == before
+
+
+def test_a_copy_in_which_a_device_is_missing_is_not_enrolled(
+    plays: Plays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = listed_in(tmp_path / "source", "devices.yml")
+    write_list(source / "devices.csv", [{"id": "temp-999", "location": "hall-1", "roles": ["sensor"]}])
+    monkeypatch.setattr(identities, "LISTS", ("devices.yml",))
+    made = Identities(source, templates(), DESCRIBED)
+    with pytest.raises(IdentitiesError, match="differs from it in 1 devices, such as temp-999; nothing was"), made:
+        pytest.fail("there is nothing to run with")
+    assert plays.asked == []
+
+
+# What the inventory says
+
+
+@pytest.mark.parametrize(
+    ("stated", "found"),
+    [
+        ({}, "plugin"),
+        ({"gateway-2": "acl_file"}, "acl_file"),
+        ({"gateway-1": "acl_file", "gateway-2": "plugin"}, "acl_file"),
+    ],
+)
+def test_the_plugin_decides_only_where_every_gateway_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stated: dict[str, str], found: str
+) -> None:
+    monkeypatch.setenv("ANSIBLE_HOME", str(tmp_path / "ansible"))
+    site = tmp_path / "site"
+    shutil.copytree(EXAMPLE, site)
+    hosts = yaml.safe_load((site / "hosts.yml").read_text(encoding="utf-8"))
+    for group in hosts.values():
+        for name, its in group["hosts"].items():
+            its |= {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+            if name in stated:
+                its["mosquitto_access_control"] = stated[name]
+    (site / "hosts.yml").write_text(yaml.safe_dump(hosts), encoding="utf-8")
+    told = describe(site)
+    assert told.access_control == found
+    assert [gateway.name for gateway in told.gateways] == ["gateway-1", "gateway-2"]

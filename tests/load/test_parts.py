@@ -17,14 +17,16 @@ import yaml
 
 from bednet.commands import checked_site
 from bednet.policy import Access
-from bednet.site import Site, decide
-from load import identities, observe, search
+from bednet.site import Site, decide, load_site
+from load import identities, lab, observe, search
 from load import report as reports
 from load.__main__ import main
 from load.plan import Gateway, make_plan
 from load.profiles import PROFILES, Profile
 from load.report import Report, ReportError
 from load.slo import Threshold, Verdict, judge
+from testbed.common import LabError
+from testbed.lab import Lab
 from tests.load.conftest import EXAMPLE
 from tests.load.test_slo import KEPT, good, watched
 
@@ -83,8 +85,9 @@ def test_load_devices_come_in_as_their_models_do(made: list[str], tmp_path: Path
 
 def test_access_ends_within_a_day_where_that_can_be_said(tmp_path: Path) -> None:
     identities.make_site(EXAMPLE, tmp_path / "site", "abc123", ["temp-101"], now=NOW, until=True)
-    entry = yaml.safe_load((tmp_path / "site/devices.yml").read_text())["devices"][-1]
-    assert entry["until"] == "2026-03-02T12:00:00Z"
+    site = load_site(tmp_path / "site")
+    ends = {device.until for device in site.devices.values() if identities.TAG in device.tags}
+    assert ends == {datetime(2026, 3, 2, 12, tzinfo=UTC)}
 
 
 def test_rules_by_attributes_are_moved_too(tmp_path: Path) -> None:
@@ -104,6 +107,25 @@ def test_rules_by_attributes_are_moved_too(tmp_path: Path) -> None:
     assert not decide(site, name, Access.PUBLISH, f"floor/{name}").allowed
     assert decide(site, "temp-101", Access.PUBLISH, "floor/temp-101").allowed
     assert not decide(site, "temp-101", Access.PUBLISH, "load/floor/temp-101").allowed
+
+
+@pytest.mark.parametrize(
+    ("rule", "reaches"),
+    [("#", True), ("+/+/#", True), ("+/sensors/+/+", True), ("sensors/#", False), ("$SYS/#", False)],
+)
+def test_rules_that_begin_with_a_wildcard_reach_the_load_and_no_others(
+    tmp_path: Path, rule: str, reaches: bool
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    policy = yaml.safe_load((EXAMPLE / "policy.yml").read_text())
+    policy["roles"]["listener"] = {"allow": {"subscribe": [rule]}}
+    (source / "policy.yml").write_text(yaml.safe_dump(policy))
+    (source / "devices.yml").write_text((EXAMPLE / "devices.yml").read_text())
+    (source / "devices.jsonl").write_text('{"id": "ear", "location": "hall-1", "roles": ["listener"]}')
+    name, _ = identities.make_site(source, tmp_path / "site", "abc123", ["temp-101"], now=NOW, until=False)
+    site = checked_site(tmp_path / "site", "P-256")
+    assert decide(site, "ear", Access.SUBSCRIBE, f"load/sensors/{name}/value").allowed is reaches
 
 
 def test_a_run_that_is_at_work_leaves_nothing_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,6 +242,13 @@ def test_the_page_is_whole_and_needs_nothing_else(example: Site) -> None:
     assert {"svg", "table", "polyline"} <= checker.seen
     assert "PASSED: gateway-1 carries 3 devices" in page
     assert "Partial" not in page
+
+
+def test_the_page_tells_how_little_memory_was_left(example: Site) -> None:
+    seen = watched(seconds=2)
+    least = replace(seen.samples[0], available_mib=123.4)
+    page = reports.as_html(report(example, observation=replace(seen, samples=(*seen.samples, least))))
+    assert "<td>memory available on the host, least</td><td>123.4 MiB</td>" in page
 
 
 def test_a_partial_report_says_so(example: Site, tmp_path: Path) -> None:
@@ -355,6 +384,41 @@ def test_a_wrong_command_line_is_refused(arguments: list[str], capsys: pytest.Ca
         main([str(EXAMPLE), *arguments])
     assert ended.value.code == 2
     assert "error" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--help"], 0, "usage: make load"),
+        (["--profil=calm"], 2, "invalid choice: 'calm'"),
+        (["--deviecs", "3"], 2, "unrecognized arguments: --deviecs 3"),
+        (["inventories/other"], 2, "unrecognized arguments: inventories/other"),
+        (["--search", "--web"], 2, "Choose one of them"),
+        (["--slo", "/nowhere/slo.yml"], 1, "/nowhere/slo.yml: cannot be read"),
+    ],
+)
+def test_no_lab_is_made_for_a_wrong_command_line(
+    arguments: list[str],
+    code: int,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[object] = []
+
+    def up(*given: object, **_: object) -> object:
+        made.append(given)
+        raise LabError("A lab was made.", cure="None.")
+
+    monkeypatch.setattr(Lab, "up", up)
+    try:
+        ended: object = lab.main(arguments)
+    except SystemExit as error:
+        ended = error.code
+    told = capsys.readouterr()
+    assert made == []
+    assert ended == code
+    assert said in told.out + told.err
 
 
 def test_a_site_out_of_reach_is_told_before_anything_is_made(

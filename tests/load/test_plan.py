@@ -151,7 +151,6 @@ def site_of(tmp_path: Path, roles: dict[str, Any], devices: list[dict[str, Any]]
 
 MUTE = {"mute": {"allow": {"subscribe": ["x/#"]}}}
 TELLER = {"teller": {"allow": {"publish": ["t/{device.id}/#"]}}}
-FREE = {"free": {"allow": {"publish": ["#"], "subscribe": ["#"]}}}
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def test_a_deployed_gateway_passes(
     plant: Plant, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole command on the deployed lab, with the plant's own devices."""
-    for name, value in plant.lab._ansible_env().items():
+    for name, value in plant.lab.ansible_env().items():
         monkeypatch.setenv(name, value)
     arguments = ["--bundles", str(plant.folder), "--duration", "4", "--every", "0.5", "--report", str(tmp_path)]
     code = main([str(plant.lab.site), "--profile", "mixed", *arguments])
