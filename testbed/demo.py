@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bednet.verify import VerifyError, read_report, summary, table
-from testbed import engine
+from testbed import engine, package
 from testbed.common import CHECKOUT, LabError, step
 from testbed.field import HOME, Field, FieldStatus
 from testbed.lab import DOMAIN, Lab, Shape
@@ -116,6 +116,8 @@ def _lab(suite: str) -> Lab:
         else:
             if lab.shape == Shape(suite):
                 _say(f"The lab `{NAME}` is up already and is used again (`make demo-down` takes it away).")
+                # The checkout may have moved on since.
+                package.ensure(suite)
                 return lab
             lab.close()
     return Lab.up(NAME, suite, persistent=True)

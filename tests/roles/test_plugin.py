@@ -92,6 +92,19 @@ def test_a_missing_package_is_refused_before_anything_is_changed(lab: Lab, tmp_p
     assert _started(lab.hosts["gateway-1"]) == before
 
 
+def test_a_package_of_another_source_is_refused_before_anything_is_changed(lab: Lab, tmp_path: Path) -> None:
+    folder = tmp_path / "trixie" / "amd64"
+    folder.mkdir(parents=True)
+    old = folder / "mosquitto-plugin-bednet_0.1.0+20260101000000.00000000+deb13_amd64.deb"
+    old.touch()
+    result = lab.play("site.yml", "-e", f"mosquitto_plugin_packages_dir={tmp_path}", check=False)
+    assert result.rc != 0
+    said = re.sub(r"\s+", " ", result.stdout)
+    assert f"for gateway-1, {old}, was not built from the src/plugin of this checkout. Nothing was changed." in said
+    assert "Build it again with `make deb SUITE=trixie ARCH=amd64`" in said
+    assert result.changed == 0
+
+
 @pytest.mark.full
 def test_pre_shared_keys_without_the_plugin_are_refused(lab: Lab) -> None:
     result = lab.play("site.yml", "-e", "mosquitto_access_control=acl_file", check=False)
