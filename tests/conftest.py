@@ -64,6 +64,11 @@ OWN_LAB = (
 )
 
 
+def is_on_the_lab(path: str) -> bool:
+    """Whether the tests of a file share the deployed lab."""
+    return path.split("/")[1] in ON_THE_LAB or path == "tests/load/test_runs.py"
+
+
 class ByLab(LoadScopeScheduling):  # type: ignore[misc] # it has no types
     """Keeps the tests that share a lab on one worker (``-n 3``); the others go wherever there is time."""
 
@@ -74,7 +79,7 @@ class ByLab(LoadScopeScheduling):  # type: ignore[misc] # it has no types
             return nodeid.partition("[")[0]
         if path in OWN_LAB:
             return path
-        return "the deployed lab" if suite in ON_THE_LAB else suite
+        return "the deployed lab" if is_on_the_lab(path) else suite
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByLab:
@@ -90,7 +95,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if path in OWN_LAB:
             return 1 + OWN_LAB.index(path)
         suite = path.split("/")[1]
-        return 0 if suite in ON_THE_LAB else {"testbed": 8, "unit": 9}.get(suite, 7)
+        return 0 if is_on_the_lab(path) else {"testbed": 8, "unit": 9}.get(suite, 7)
 
     items.sort(key=place)
 

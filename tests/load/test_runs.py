@@ -148,6 +148,7 @@ def test_a_gateway_that_dies_fails_the_run(
     assert report.tally.delivery("telemetry", 1).lost > 10
 
 
+@pytest.mark.full
 def test_a_forbidden_message_that_gets_through_fails_the_run(
     stage: brokers.Stage, pki: brokers.PKI, example: Site, tmp_path: Path
 ) -> None:

@@ -849,6 +849,7 @@ def test_the_deployed_site_holds(alternative: Scenario) -> None:
 # --- revoked without the plugin
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("change")
 def test_a_device_is_revoked_as_far_as_an_acl_file_can(alternative: Scenario) -> None:
     """What docs/operations.md promises for gateways without the plugin."""

@@ -411,6 +411,7 @@ def test_a_file_that_no_running_broker_has_read_is_taken_up_by_the_next_run(lab:
     assert list(result.stats) == ["gateway-1"]
 
 
+@pytest.mark.full
 def test_a_gateway_out_of_reach_stops_the_run_before_anything_is_changed(lab: Lab, site_as_it_was: Path) -> None:
     devices = site_as_it_was / "devices.yml"
     before, pid = devices.read_text(encoding="utf-8"), _started(lab.hosts["gateway-1"])
