@@ -53,6 +53,8 @@ def main() -> int:
                     "TMPDIR": "/job",
                 },
                 mounts={CHECKOUT: _CHECKOUT, python_packages(BROKERS[arguments.suite].python): _PYTHON},
+                # The store gives itself to the broker's group.
+                root=True,
                 echo=True,
                 timeout_s=TIMEOUT_S,
             )
