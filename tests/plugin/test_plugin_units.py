@@ -83,6 +83,7 @@ def test_it_wants_nothing_of_the_broker_that_2_0_11_does_not_have() -> None:
         "mosquitto_client_certificate",
         "mosquitto_client_id",
         "mosquitto_client_protocol",
+        "mosquitto_client_protocol_version",
         "mosquitto_client_username",
         "mosquitto_kick_client_by_username",
         "mosquitto_log_printf",
