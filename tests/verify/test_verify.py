@@ -129,6 +129,7 @@ def verify_websockets(stage: brokers.Stage, pki: brokers.PKI, *, openssl: str = 
 
 
 @pytest.mark.lab
+@pytest.mark.full
 def test_verify_passes_on_a_strict_broker_with_websockets(stage: brokers.Stage, pki: brokers.PKI) -> None:
     report = verify_websockets(stage, pki, openssl=brokers.AT_LEAST_1_2)
     assert failed(report) == {}
@@ -137,6 +138,7 @@ def test_verify_passes_on_a_strict_broker_with_websockets(stage: brokers.Stage, 
 
 
 @pytest.mark.lab
+@pytest.mark.full
 def test_verify_sees_websockets_without_access_control(stage: brokers.Stage, pki: brokers.PKI) -> None:
     (pki.folder / "open").write_text("topic readwrite #\npattern readwrite #\n")
     found = failed(verify_websockets(stage, pki, openssl=brokers.AT_LEAST_1_2, acl_file="open"))
@@ -145,6 +147,7 @@ def test_verify_sees_websockets_without_access_control(stage: brokers.Stage, pki
 
 
 @pytest.mark.lab
+@pytest.mark.full
 def test_verify_sees_websockets_without_a_limit(stage: brokers.Stage, pki: brokers.PKI) -> None:
     """Mosquitto 2.0 does not hold WebSockets to max_packet_size."""
     found = failed(
