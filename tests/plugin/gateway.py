@@ -32,7 +32,7 @@ from bednet.probe import Credentials, Listener, Outcome, Session, Version, enter
 from tests.unit.store import sites
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from types import TracebackType
 
     from tests.plugin.pki import Authority, Issued
@@ -156,10 +156,15 @@ class Site:
         return self.apply()
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on; below those that systems give out, so that nobody else is given it."""
+def free_port(*, but: Collection[int] = ()) -> int:
+    """Return a port that nobody listens on; below those that systems give out, so that nobody else is given it.
+
+    :param but: ports that are taken, though nobody listens on them yet.
+    """
     while True:
         port = 15000 + secrets.randbelow(15000)
+        if port in but:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind((LOCAL, port))
@@ -202,7 +207,9 @@ class Gateway:
         self.options = {"store": str(site.folder), **(options or {})}
         self.more, self.per_listener, self.listeners, self.persistence = more, per_listener, listeners, persistence
         self.plugin, self.preload = plugin or plugin_path(), preload
-        self.ports = {name: free_port() for name in listeners}
+        self.ports: dict[str, int] = {}
+        for name in listeners:
+            self.ports[name] = free_port(but=self.ports.values())
         self.log = folder / "mosquitto.log"
         self._process: subprocess.Popen[bytes] | None = None
 
