@@ -26,7 +26,8 @@ from load import report as reports
 from load.describe import Described, describe
 from load.identities import CHECKOUT, STATE, Identities, leftovers, read_pending, take_back
 from load.observe import Observer
-from load.plan import Gateway, Plan, PlanError, choose, make_plan, playable
+from load.plan import Gateway, Plan, PlanError
+from load.planning import choose, make_plan, playable
 from load.profiles import PROFILES, Profile
 from load.run import run
 from load.search import search

@@ -30,14 +30,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from bednet.errors import BednetError
+from bednet.errors import BednetError, SiteError
 from bednet.site import load_site
+from bednet.yamlfile import load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -77,14 +77,6 @@ class Pending:
     count: int
 
 
-class _Plain(yaml.SafeDumper):
-    """Writes every value out where it is used: a site's files may not refer to others."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        """Say that none is wanted."""
-        return True
-
-
 def make_site(
     source: Path, target: Path, run: str, templates: Sequence[str], *, now: datetime, until: bool
 ) -> list[str]:
@@ -99,11 +91,14 @@ def make_site(
     :raises SiteError: when anything in the site's files is wrong.
     """
     listed = load_site(source).devices
-    policy: dict[str, Any] = yaml.safe_load((source / "policy.yml").read_text(encoding="utf-8"))
+    policy = _policy(source / "policy.yml")
     (target / "csr").mkdir(parents=True)
     lists = [source / name for name in LISTS if (source / name).exists()]
-    for file in (*lists, *(source / "csr").glob("*.csr")):
-        shutil.copyfile(file, target / file.relative_to(source))
+    keys = [source / issuer["jwks_file"] for issuer in policy.get("issuers", ()) if issuer.get("jwks_file")]
+    for file in (*lists, *keys, *(source / "csr").glob("*.csr")):
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
     added: list[dict[str, Any]] = []
     for number, template in enumerate(templates, start=1):
         like = listed[template]
@@ -136,8 +131,8 @@ def make_site(
         policy["rules"] = [_limited(rule, mine=False) for rule in policy["rules"]] + [
             _limited(rule, mine=True) for rule in policy["rules"]
         ]
-    text = yaml.dump(policy, Dumper=_Plain, sort_keys=False, width=1000, allow_unicode=True)
-    (target / "policy.yml").write_text(text, encoding="utf-8")
+    # JSON is YAML in which every text is in quotes.
+    (target / "policy.yml").write_text(json.dumps(policy, indent=1, ensure_ascii=False), encoding="utf-8")
     # To a list in lines something can be added without a look at what it says.
     with (target / "devices.jsonl").open("a", encoding="utf-8") as lines:
         lines.write("".join(f"\n{json.dumps(entry)}" for entry in added) + "\n")
@@ -149,6 +144,19 @@ def make_site(
             "was enrolled or revoked. Cure: see that nobody changes the site's files, and try again."
         )
     return ids
+
+
+def _policy(path: Path) -> dict[str, Any]:
+    """Read a policy as the site's own reader does: for YAML 1.1 a role called `on` would be the truth.
+
+    :raises SiteError: when it cannot be read.
+    """
+    root, problems = load(path)
+    if root is None or problems:
+        raise SiteError(problems)
+    plain: Any = root.plain()
+    policy: dict[str, Any] = plain
+    return policy
 
 
 def _branch(rules: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 - :class:`Profile`: what one of them says.
 - :data:`PROFILES`: all of them, by name.
 
-A profile says how often and how; who, and to which topics, comes from the site (:mod:`load.plan`).
+A profile says how often and how; who, and to which topics, comes from the site (:mod:`load.planning`).
 """
 
 from __future__ import annotations

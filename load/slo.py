@@ -15,9 +15,8 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import yaml
-
 from bednet.errors import BednetError
+from bednet.yamlfile import load
 from load.measure import merged
 from load.plan import JUDGED
 
@@ -124,12 +123,10 @@ def read_slo(path: Path, profile: str, profiles: Sequence[str]) -> tuple[Thresho
     :param profiles: the names that may occur.
     :raises SLOError: when the file cannot be read, or says something that is not understood.
     """
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise SLOError(f"{path}: cannot be read: {exc.strerror}. Cure: name a file like load/slo.yml.") from exc
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
-        raise SLOError(f"{path}: not YAML: {exc}. Cure: see load/slo.yml for the form.") from exc
+    root, problems = load(path)
+    if problems or root is None:
+        raise SLOError("\n".join(str(problem) for problem in problems))
+    document = root.plain()
     if not isinstance(document, dict) or document.get("version") != VERSION:
         raise SLOError(f"{path}: not a file of thresholds of version {VERSION}. Cure: see load/slo.yml for the form.")
     if unknown := set(document) - {"version", "thresholds", "profiles"}:

@@ -276,3 +276,30 @@ def test_the_plugin_decides_only_where_every_gateway_has_it(
     told = describe(site)
     assert told.access_control == found
     assert [gateway.name for gateway in told.gateways] == ["gateway-1", "gateway-2"]
+
+
+def test_names_that_other_readers_take_for_something_else_stay_names(tmp_path: Path) -> None:
+    """For YAML 1.1 `on` is the truth and `0101` is 65; in a site's files they are text."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "policy.yml").write_text(
+        "version: 1\n"
+        "roles:\n"
+        "  on: {description: 12:30, allow: {publish: [no/0101/x]}}\n"
+        "  ear: {allow: {subscribe: [no/#]}}\n"
+        "rules:\n"
+        "  - {name: off, when: \"'yes' in device.tags\", deny: {publish: [no/0101/y]}}\n",
+        encoding="utf-8",
+    )
+    (source / "devices.yml").write_text(
+        "version: 1\ndevices:\n"
+        "  - {id: a1, location: y, roles: [on], tags: [yes]}\n"
+        "  - {id: b2, location: y, roles: [ear]}\n",
+        encoding="utf-8",
+    )
+    name, *_ = identities.make_site(source, tmp_path / "site", "abc123", ["a1"], now=datetime.now(UTC), until=False)
+    site = load_site(tmp_path / "site")
+    assert site.devices[name].roles == ("load-on",)
+    assert site.devices["a1"].roles == ("on",)
+    assert [grant.topic_filter for grant in site.grants[name]] == ["load/no/0101/x", "load/no/0101/y"]
+    assert site.roles["on"].description == "12:30"

@@ -21,7 +21,8 @@ from bednet.site import Site, decide, load_site
 from load import identities, lab, observe, search
 from load import report as reports
 from load.__main__ import main
-from load.plan import Gateway, make_plan
+from load.plan import Gateway
+from load.planning import make_plan
 from load.profiles import PROFILES, Profile
 from load.report import Report, ReportError
 from load.slo import Threshold, Verdict, judge
@@ -353,7 +354,7 @@ def test_a_search_without_end_ends(example: Site, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["/nowhere"], "there is no such folder"),
-        ([str(EXAMPLE), "--slo", "/nowhere/slo.yml"], "cannot be read: No such file"),
+        ([str(EXAMPLE), "--slo", "/nowhere/slo.yml"], "/nowhere/slo.yml:1: there is no such file"),
         ([str(EXAMPLE), "--slo", str(EXAMPLE / "devices.yml")], "not a file of thresholds|unknown key devices"),
         ([str(EXAMPLE), "--report", "/dev/null/x"], "No report can be written"),
     ],
@@ -394,7 +395,7 @@ def test_a_wrong_command_line_is_refused(arguments: list[str], capsys: pytest.Ca
         (["--deviecs", "3"], 2, "unrecognized arguments: --deviecs 3"),
         (["inventories/other"], 2, "unrecognized arguments: inventories/other"),
         (["--search", "--web"], 2, "Choose one of them"),
-        (["--slo", "/nowhere/slo.yml"], 1, "/nowhere/slo.yml: cannot be read"),
+        (["--slo", "/nowhere/slo.yml"], 1, "/nowhere/slo.yml:1: there is no such file"),
     ],
 )
 def test_no_lab_is_made_for_a_wrong_command_line(

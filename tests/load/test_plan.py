@@ -23,11 +23,9 @@ from load.plan import (
     Gateway,
     Plan,
     PlanError,
-    choose,
-    make_plan,
-    playable,
     read_plan,
 )
+from load.planning import choose, make_plan, playable
 from load.profiles import PROFILES, Profile
 
 GATEWAY = Gateway("gateway-1", "127.0.0.1", "gateway-1.plant.example", 8883, 8884)

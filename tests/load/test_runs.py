@@ -22,7 +22,8 @@ import pytest
 from load import report as reports
 from load.__main__ import main
 from load.observe import Observer
-from load.plan import Gateway, Plan, make_plan
+from load.plan import Gateway, Plan
+from load.planning import make_plan
 from load.profiles import PROFILES
 from load.run import run
 from load.slo import Threshold, Verdict
