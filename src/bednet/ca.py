@@ -3,8 +3,8 @@
 
 ``bednet-ca [--home DIR] [--check] COMMAND`` reads one JSON object on stdin and writes one on stdout. Commands:
 
-- ``sign-server``: a gateway's CSR becomes its server certificate.
-- ``sync-devices``: certificates, passwords, pre-shared keys and bundles follow the site's list of devices.
+- ``sign-server``: the CSR of a gateway or of the token service becomes its server certificate.
+- ``sync-devices``: certificates, passwords, other secrets and bundles follow the site's list of devices.
 - ``revoke``: one device loses all of them at once, whatever the state of the site's other files.
 - ``probe``: the identity of ``bednet verify``, and the revoked canary.
 - ``crl``: renews the revocation list before it gets old.
@@ -14,7 +14,8 @@ This file runs alone: Python 3.11 and python3-cryptography 38 or later, nothing 
 
 No certificate exists that the index does not know. A run writes in this order, each file atomically, under a lock:
 
-1. ``state/passwords.json``: new passwords and pre-shared keys, and secrets on their way to a bundle (``pending``),
+1. ``state/passwords.json``: new passwords, client secrets and pre-shared keys, and what is on its way to a bundle
+   (``pending``),
 2. ``state/index.json``: new certificates, revocations. This is the point of no return,
 3. ``publish/``: the CRL, so that a revocation takes effect before anything else,
 4. ``issued/``, ``bundles/``: both can be made again from 1 and 2,
@@ -78,7 +79,13 @@ REASONS = (
     "cessationOfOperation",
     "privilegeWithdrawn",
 )
-AUTHENTICATION = ("certificate", "password", "psk")
+AUTHENTICATION = ("certificate", "password", "psk", "token")
+# How a device proves itself to the token service (OAuth 2.0; RFC 8705 2.1, RFC 7523, RFC 6749 2.3.1).
+TOKEN_AUTHENTICATION = ("tls_client_auth", "private_key_jwt", "client_secret_basic")
+# What the CSR that sign-server signs is for. Each is told what it needs, and not what the other needs.
+GATEWAY, TOKEN_SERVICE = "gateway", "token_service"
+# The kinds of entries in the index that are servers.
+SERVERS = {GATEWAY: "server", TOKEN_SERVICE: "token-service"}
 # The folders that the tool writes to are its own; the one above them, and the keys of the CAs, are root's.
 INDEX = "state/index.json"
 PASSWORDS = "state/passwords.json"
@@ -182,6 +189,7 @@ class Device:
     enrolment: str
     csr: str | None
     revoked: str | None
+    token: str | None = None
 
     @classmethod
     def parse(cls, data: object) -> Device:
@@ -200,6 +208,7 @@ class Device:
             enrolment=fields.text("enrolment", "bundle"),
             csr=fields.text("csr", None),
             revoked=fields.text("revoked", None),
+            token=fields.text("token", None),
         )
         fields.done()
         if not device.authentication or not set(device.authentication) <= set(AUTHENTICATION):
@@ -210,12 +219,19 @@ class Device:
             raise Refused(f"device {name}: enrolment must be bundle or csr, not {device.enrolment!r}. Cure: correct it")
         if device.revoked is not None and device.revoked not in REASONS:
             raise Refused(f"device {name}: revoked must be one of {', '.join(REASONS)}. Cure: correct it")
+        if (device.token in TOKEN_AUTHENTICATION) != ("token" in device.authentication):
+            raise Refused(
+                f"device {name}: token must be one of {', '.join(TOKEN_AUTHENTICATION)} where authentication has "
+                f"token, and null elsewhere, not {device.token!r}. Cure: correct it"
+            )
         return device
 
     @property
     def wants_certificate(self) -> bool:
-        """Whether it may hold a certificate."""
-        return self.revoked is None and "certificate" in self.authentication
+        """Whether it may hold a certificate: for the brokers, or to prove itself to the token service."""
+        return self.revoked is None and (
+            "certificate" in self.authentication or self.token in ("tls_client_auth", "private_key_jwt")
+        )
 
     @property
     def wants_password(self) -> bool:
@@ -226,6 +242,11 @@ class Device:
     def wants_psk(self) -> bool:
         """Whether it may hold a pre-shared key."""
         return self.revoked is None and "psk" in self.authentication
+
+    @property
+    def wants_client_secret(self) -> bool:
+        """Whether it may hold a secret for the token service."""
+        return self.revoked is None and self.token == "client_secret_basic"  # noqa: S105  (the name of a method)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -521,7 +542,7 @@ class Entry:
 
     serial: str
     id: str
-    kind: str  # server, device, probe, canary
+    kind: str  # server, token-service, device, probe, canary
     enrolment: str  # csr: its owner made the key; bundle: we did
     key: str  # fingerprint of its public key
     issuer: str  # fingerprint of the issuing key
@@ -552,6 +573,7 @@ class Store:
         self.crl_days = DEFAULT_CRL_DAYS
         self.passwords: dict[str, str] = {}
         self.psk: dict[str, str] = {}
+        self.client_secrets: dict[str, str] = {}
         self.probe_password: str | None = None
         self.pending: dict[str, dict[str, str]] = {}
         self.canary_key: str | None = None
@@ -569,6 +591,7 @@ class Store:
             self.crl_days = float(index.get("crl_days", DEFAULT_CRL_DAYS))
             self.passwords = kept.get("passwords", {})
             self.psk = kept.get("psk", {})
+            self.client_secrets = kept.get("client_secrets", {})
             self.pending = kept.get("pending", {})
             self.probe_password = kept.get("probe_password")
             self.canary_key = kept.get("canary_key")
@@ -672,6 +695,12 @@ class Store:
         self.passwords[name] = hash_password(password, secrets.token_bytes(PASSWORD_SALT_BYTES))
         return password
 
+    def new_client_secret(self, name: str) -> str:
+        """Make a device's secret for the token service, as passwords are made."""
+        secret = secrets.token_urlsafe(PASSWORD_BYTES)
+        self.client_secrets[name] = hash_password(secret, secrets.token_bytes(PASSWORD_SALT_BYTES))
+        return secret
+
     def new_psk(self, name: str) -> str:
         """Make an identity's pre-shared key, in hex. It is kept: both ends of the handshake need the key itself."""
         self.psk[name] = secrets.token_hex(PSK_BYTES)
@@ -686,6 +715,7 @@ class Store:
         content: Json = {
             "passwords": self.passwords,
             "psk": self.psk,
+            "client_secrets": self.client_secrets,
             "pending": self.pending,
             "probe_password": self.probe_password,
             "canary_key": self.canary_key,
@@ -765,7 +795,7 @@ def issue(
     # OpenSSL takes a CN with a dot for a DNS name when there is no other.
     check_names(authority.issuing, subject, dns or ([name.lower()] if "." in name else []), ip)
     start = max(now - BACKDATE, moment(authority.issuing, "not_valid_before"))
-    server = kind == "server"
+    server = kind in SERVERS.values()
     serial = x509.random_serial_number()
     while f"{serial:040x}" in store.entries:
         serial = x509.random_serial_number()
@@ -979,13 +1009,17 @@ def _key_of(pem: str | None) -> str | None:
 
 
 def sign_server(store: Store, authority: Authority, request: object, now: datetime) -> Json:
-    """Sign a gateway's CSR, or return the certificate that it has as long as that is good."""
+    """Sign the CSR of a gateway or of the token service, or return its certificate as long as that is good."""
     fields = Fields(request, "sign-server")
-    name, pem = fields.text("name"), fields.text("csr")
+    name, pem, purpose = fields.text("name"), fields.text("csr"), fields.text("purpose", GATEWAY)
+    assertions = fields.texts("private_key_jwt") if purpose == TOKEN_SERVICE else ()
     days, renew = _lifetime(fields)
     dns, addresses = [item.lower() for item in fields.texts("dns")], fields.texts("ip")
     crl_url = fields.text("crl_url", None)
     fields.done()
+    if purpose not in SERVERS:
+        raise Refused(f"sign-server: purpose must be one of {', '.join(SERVERS)}, not {purpose!r}. Cure: correct it")
+    kind = SERVERS[purpose]
     if not SERVER_NAME.fullmatch(name):
         raise Refused(
             f"sign-server: {name!r} cannot be a gateway's name. Cure: letters, digits, dot, - and _, at most 64"
@@ -1007,12 +1041,16 @@ def sign_server(store: Store, authority: Authority, request: object, now: dateti
             f"the CSR of {name} is for {', '.join(asked) or 'no name'}, the request for {', '.join(names)}. "
             f"Cure: make the CSR with exactly the names of the request"
         )
-    _check_key(store.by_key().get(mark, []), name, "server", now)
-    mine = store.of(name, "server")
-    # A gateway that lies about its names must not get those of another one.
+    _check_key(store.by_key().get(mark, []), name, kind, now)
+    mine = store.of(name, kind)
+    # A gateway that lies about its names must not get those of another one. Several instances of the token service
+    # stand behind one name.
     for entry in store.entries.values():
         taken = sorted(set(entry.names) & set(names))
-        if entry.kind == "server" and entry.id != name and taken and entry.reason is None and not entry.expired(now):
+        other = entry.kind in SERVERS.values() and (entry.id, entry.kind) != (name, kind)
+        if entry.kind == kind == SERVERS[TOKEN_SERVICE]:
+            other = False
+        if other and taken and entry.reason is None and not entry.expired(now):
             raise Refused(
                 f"{name} asks for {', '.join(taken)}, which the certificate of {entry.id} has. Cure: correct the "
                 f"names, or if {entry.id} is gone, take it out of the inventory and run playbooks/site.yml first"
@@ -1026,7 +1064,7 @@ def sign_server(store: Store, authority: Authority, request: object, now: dateti
         authority,
         key,
         name=name,
-        kind="server",
+        kind=kind,
         enrolment="csr",
         now=now,
         end=authority.end(now, days, renew),
@@ -1043,7 +1081,7 @@ def sign_server(store: Store, authority: Authority, request: object, now: dateti
         "serial": entry.serial if entry.pem else None,
         "not_after": entry.not_after,
         "crl": (store.read("publish/issuing.crl.pem") or b"").decode(),
-        **_for_gateways(store, now),
+        **(_for_gateways(store, now) if purpose == GATEWAY else _for_token_service(store, authority, assertions, now)),
     }
 
 
@@ -1053,12 +1091,41 @@ def _for_gateways(store: Store, now: datetime) -> Json:
         "password_file": store.password_file(),
         "passwords": store.passwords,
         "psk": store.psk,
-        # A gateway is no client; and what has run out is refused for that.
-        "revoked_serials": {
-            entry.serial: entry.reason
-            for entry in store.entries.values()
-            if entry.reason is not None and entry.kind != "server" and not entry.expired(now)
-        },
+        "revoked_serials": _revoked_serials(store, now),
+    }
+
+
+def _for_token_service(store: Store, authority: Authority, assertions: Iterable[str], now: datetime) -> Json:
+    """Return what the token service knows devices by.
+
+    :param assertions: the devices that sign their requests (private_key_jwt): it gets the keys of their certificates,
+        the one that lasts longest first, as PEM. A device whose new bundle is still under way uses the older key.
+    """
+    keys: dict[str, str] = {}
+    for name in assertions:
+        pems = [
+            x509.load_pem_x509_certificate(entry.pem.encode())
+            .public_key()
+            .public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+            .decode()
+            for entry in store.of(name, "device")
+            if entry.pem and entry.reason is None and entry.issuer == authority.id and not entry.expired(now)
+        ]
+        if pems:
+            keys[name] = "".join(dict.fromkeys(pems))
+    return {
+        "client_secrets": store.client_secrets,
+        "public_keys": keys,
+        "revoked_serials": _revoked_serials(store, now),
+    }
+
+
+def _revoked_serials(store: Store, now: datetime) -> dict[str, str]:
+    # A server is no client; and what has run out is refused for that.
+    return {
+        entry.serial: entry.reason
+        for entry in store.entries.values()
+        if entry.reason is not None and entry.kind not in SERVERS.values() and not entry.expired(now)
     }
 
 
@@ -1124,6 +1191,8 @@ class Sync:
     gateways: tuple[Gateway, ...]
     crl_url: str | None
     servers: tuple[str, ...] | None
+    token_services: tuple[str, ...] | None
+    token_issuer: str | None
 
     @classmethod
     def parse(cls, data: object) -> Sync:
@@ -1145,6 +1214,8 @@ class Sync:
             gateways=tuple(Gateway.parse(item) for item in fields.take("gateways", (list,), "a list")),
             crl_url=fields.text("crl_url", None),
             servers=fields.texts("servers") if "servers" in fields else None,
+            token_services=fields.texts("token_services") if "token_services" in fields else None,
+            token_issuer=fields.text("token_issuer", None),
         )
         fields.done()
         if sync.key_type not in KEY_TYPES:
@@ -1160,7 +1231,7 @@ def sync_devices(store: Store, authority: Authority, request: object, now: datet
     sync = Sync.parse(request)
     devices = list(sync.devices.values())
     gone = _gone(store, sync.devices, now)
-    holders = set(store.passwords), set(store.psk)
+    holders = set(store.passwords), set(store.psk), set(store.client_secrets)
     revoked, lost = _revoke(store, devices, gone, now)
     lost |= _withdraw_secrets(store, sync.devices)
     wanted, superseded, waiting = _decide(store, authority, devices, now, sync.renew)
@@ -1169,7 +1240,8 @@ def sync_devices(store: Store, authority: Authority, request: object, now: datet
         revoked.append(store.entries[entry.serial])
         lost.add(entry.id)
     for entry in list(store.entries.values()):
-        left = sync.servers is not None and entry.kind == "server" and entry.id not in sync.servers
+        stays = {"server": sync.servers, "token-service": sync.token_services}.get(entry.kind)
+        left = stays is not None and entry.id not in stays
         if left and entry.reason is None and not entry.expired(now):
             store.revoke(entry, "cessationOfOperation", now)
             revoked.append(store.entries[entry.serial])
@@ -1206,6 +1278,8 @@ def sync_devices(store: Store, authority: Authority, request: object, now: datet
             store.pending.setdefault(device.id, {})["password"] = store.new_password(device.id)
         if device.wants_psk and device.id not in store.psk:
             store.pending.setdefault(device.id, {})["psk"] = store.new_psk(device.id)
+        if device.wants_client_secret and device.id not in store.client_secrets:
+            store.pending.setdefault(device.id, {})["client_secret"] = store.new_client_secret(device.id)
     ensure_probe_password(store)
     ensure_probe_psk(store)
     ensure_canary(store, authority, now, CANARY_RENEWAL)
@@ -1219,8 +1293,12 @@ def sync_devices(store: Store, authority: Authority, request: object, now: datet
         "issued": issued,
         "renewed": renewed,
         "revoked": [{"id": entry.id, "serial": entry.serial, "reason": entry.reason} for entry in revoked],
-        # whose password, or pre-shared key, is no longer one
-        "withdrawn": sorted((holders[0] - set(store.passwords)) | (holders[1] - set(store.psk))),
+        # whose password, pre-shared key or client secret is no longer one
+        "withdrawn": sorted(
+            (holders[0] - set(store.passwords))
+            | (holders[1] - set(store.psk))
+            | (holders[2] - set(store.client_secrets))
+        ),
         "waiting": waiting,
         "removed": gone,
         "bundles": str(store.home / "bundles"),
@@ -1229,7 +1307,7 @@ def sync_devices(store: Store, authority: Authority, request: object, now: datet
 
 
 def _withdraw_secrets(store: Store, listed: dict[str, Device]) -> set[str]:
-    """Forget passwords and pre-shared keys of devices that may no longer have one.
+    """Forget passwords, pre-shared keys and client secrets of devices that may no longer have one.
 
     :returns: those that may not connect at all now.
     """
@@ -1237,6 +1315,7 @@ def _withdraw_secrets(store: Store, listed: dict[str, Device]) -> set[str]:
     for held, wanted in (
         (store.passwords, {device.id for device in listed.values() if device.wants_password}),
         (store.psk, {device.id for device in listed.values() if device.wants_psk}),
+        (store.client_secrets, {device.id for device in listed.values() if device.wants_client_secret}),
     ):
         for name in [name for name in held if not name.startswith(RESERVED) and name not in wanted]:
             del held[name]
@@ -1255,7 +1334,8 @@ def revoke(store: Store, authority: Authority, request: object, now: datetime) -
     fields.done()
     device = Device.parse({"id": name, "revoked": reason})
     revoked, _ = _revoke(store, [device], [], now)
-    withdrawn = [name for held in (store.passwords, store.psk) if held.pop(name, None) is not None]
+    secret = (store.passwords, store.psk, store.client_secrets)
+    withdrawn = [name for held in secret if held.pop(name, None) is not None]
     store.pending.pop(name, None)
     _save(store, authority, now)
     if name in store.names("bundles"):
@@ -1280,6 +1360,8 @@ def _keep_pending(store: Store) -> None:
             kept["password"] = arriving["password"]
         if "psk" in arriving and arriving["psk"] == store.psk.get(name):
             kept["psk"] = arriving["psk"]
+        if "client_secret" in arriving and is_password(arriving["client_secret"], store.client_secrets.get(name)):
+            kept["client_secret"] = arriving["client_secret"]
         if kept:
             pending[name] = kept
     store.pending = pending
@@ -1288,7 +1370,8 @@ def _keep_pending(store: Store) -> None:
 def _gone(store: Store, listed: Collection[str], now: datetime) -> list[str]:
     """Devices that hold something and are no longer listed."""
     holding = {e.id for e in store.entries.values() if e.kind == "device" and e.reason is None and not e.expired(now)}
-    holding |= {name for name in {*store.passwords, *store.psk} if not name.startswith(RESERVED)}
+    secret = {*store.passwords, *store.psk, *store.client_secrets}
+    holding |= {name for name in secret if not name.startswith(RESERVED)}
     holding |= store.names("bundles")
     return sorted(holding - set(listed))
 
@@ -1375,7 +1458,7 @@ def _write_bundles(store: Store, authority: Authority, sync: Sync, now: datetime
     existing, wanted = store.names("bundles"), set()
     for device in sync.devices.values():
         held = current.get(device.id) if device.wants_certificate else None
-        if held is None and not device.wants_password and not device.wants_psk:
+        if held is None and not (device.wants_password or device.wants_psk or device.wants_client_secret):
             continue
         wanted.add(device.id)
         folder = f"bundles/{device.id}"
@@ -1383,6 +1466,7 @@ def _write_bundles(store: Store, authority: Authority, sync: Sync, now: datetime
         allowed = {"ca.pem", "client.json", "README.txt"}
         allowed |= {"password"} if device.wants_password else set()
         allowed |= {"psk"} if device.wants_psk else set()
+        allowed |= {"client_secret"} if device.wants_client_secret else set()
         if held is not None:
             files["certificate.pem"] = (held.pem or "") + authority.issuing_pem
             allowed |= {"certificate.pem", "key.pem"} if held.enrolment == "bundle" else {"certificate.pem"}
@@ -1390,14 +1474,16 @@ def _write_bundles(store: Store, authority: Authority, sync: Sync, now: datetime
             "id": device.id,
             "authentication": list(device.authentication),
             **({"psk_identity": device.id} if device.wants_psk else {}),
+            **({"token": {"method": device.token, "issuer": sync.token_issuer}} if device.token else {}),
             "gateways": [asdict(gateway) for gateway in sync.gateways],
         }
         files["client.json"] = json.dumps(client, indent=2) + "\n"
-        files["README.txt"] = _read_me(device, held, sync.gateways)
+        files["README.txt"] = _read_me(device, held, sync)
         for name in ("key.pem", *sorted(set(files) - {"key.pem"})):
             if name in files:
                 store.write(f"{folder}/{name}", files[name], 0o600)
-        for name in store.names(folder) & ({"key.pem", "certificate.pem", "password", "psk"} - allowed):
+        every = {"key.pem", "certificate.pem", "password", "psk", "client_secret"}
+        for name in store.names(folder) & (every - allowed):
             store.changed = True
             if not store.check:
                 (store.home / folder / name).unlink()
@@ -1410,27 +1496,30 @@ def _where_key(entry: Entry) -> str:
     return "key.pem" if entry.enrolment == "bundle" else "that the device made"
 
 
-def _read_me(device: Device, entry: Entry | None, gateways: Iterable[Gateway]) -> str:
+def _read_me(device: Device, entry: Entry | None, sync: Sync) -> str:
     lines = [f"{device.id}: what this device needs to connect", ""]
-    if entry is not None:
-        places = ", ".join(f"{gateway.address}:{gateway.mtls_port}" for gateway in gateways)
+    for_brokers = "certificate" in device.authentication
+    mtls = ", ".join(f"{gateway.address}:{gateway.mtls_port}" for gateway in sync.gateways)
+    password = ", ".join(f"{g.address}:{g.password_port}" for g in sync.gateways if g.password_port) or "no gateway"
+    if entry is not None and for_brokers:
         lines += [
-            f"With its certificate, over TLS: {places}",
+            f"With its certificate, over TLS: {mtls}",
             f"  trust ca.pem, present certificate.pem with the key {_where_key(entry)}.",
         ]
     if device.wants_password:
-        places = ", ".join(f"{g.address}:{g.password_port}" for g in gateways if g.password_port) or "no gateway"
         lines += [
-            f"With its password, over TLS: {places}",
+            f"With its password, over TLS: {password}",
             f"  trust ca.pem, user name {device.id}, the password is the content of the file password.",
         ]
     if device.wants_psk:
-        places = ", ".join(f"{g.address}:{g.psk_port}" for g in gateways if g.psk_port) or "no gateway"
+        places = ", ".join(f"{g.address}:{g.psk_port}" for g in sync.gateways if g.psk_port) or "no gateway"
         lines += [
             f"With its pre-shared key, over TLS: {places}",
             f"  identity {device.id}, the key is the content of the file psk (hex); TLS 1.3, or TLS 1.2 with",
             "  ECDHE-PSK-CHACHA20-POLY1305. There is no certificate to trust: who has the key is the gateway.",
         ]
+    if device.token:
+        lines += _read_me_token(device, entry, sync.token_issuer, mtls, password)
     lines += [f"The client id must be {device.id}.", ""]
     if entry is not None and entry.enrolment == "bundle":
         lines += [
@@ -1441,7 +1530,40 @@ def _read_me(device: Device, entry: Entry | None, gateways: Iterable[Gateway]) -
         lines += ["password: likewise; the CA and the gateways keep its hash only."]
     if device.wants_psk:
         lines += ["psk: likewise; but the CA and the gateways keep the key itself, since a handshake needs it."]
+    if device.wants_client_secret:
+        lines += ["client_secret: likewise; the CA and the token service keep its hash only."]
     return "\n".join(lines) + "\n"
+
+
+def _read_me_token(device: Device, entry: Entry | None, issuer: str | None, mtls: str, password: str) -> list[str]:
+    """Tell a device how it gets a token and where it shows it (docs/tokens.md says more)."""
+    if issuer is None:
+        return ["With a token of the identity provider that the site's policy names; the site itself issues none."]
+    how = {
+        "tls_client_auth": "--cert certificate.pem --key key.pem -d client_id=" + device.id,
+        "private_key_jwt": "-d client_assertion_type=urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+        " -d client_assertion@FILE",
+        "client_secret_basic": "-K FILE",
+    }[device.token or ""]
+    key = _where_key(entry) if entry is not None else "of its certificate"
+    notes = {
+        "private_key_jwt": [
+            f"  FILE holds a JWT that is signed with the key {key} (RFC 7523): iss and sub {device.id},",
+            f"  aud {issuer}, iat, exp a minute later, and a new jti each time.",
+        ],
+        "client_secret_basic": [
+            f'  FILE holds the line: user = "{device.id}:..." with what is in client_secret for ...'
+        ],
+    }.get(device.token or "", [])
+    bound = device.token == "tls_client_auth"  # noqa: S105  (the name of a method)
+    return [
+        f"With a token, from {issuer} ({device.token}):",
+        f"  curl --cacert ca.pem {how} -d grant_type=client_credentials {issuer}/token",
+        *notes,
+        f"  Show it over TLS to {mtls if bound else password}: user name {device.id}, the token is the password."
+        + (f" Present certificate.pem with the key {_where_key(entry)}." if bound and entry is not None else ""),
+        "  Renew it in time: it ends by itself, and so does the connection.",
+    ]
 
 
 def probe(store: Store, authority: Authority, request: object, now: datetime) -> Json:
@@ -1527,14 +1649,17 @@ def status(store: Store, authority: Authority, request: object, now: datetime) -
         "certificates": kinds,
         "passwords": len(store.passwords),
         "psk": len(store.psk),
+        "client_secrets": len(store.client_secrets),
     }
 
 
 HELP = """\
 requests (an unknown or missing field is named; [..] may be left out):
-  sign-server   name csr days renew_before_days dns:[..] ip:[..] [crl_url]
-  sync-devices  devices:[{id [authentication enrolment csr revoked]}] days renew_before_days
-                revoke_at_most gateways:[{name address mtls_port password_port [psk_port]}] [key_type crl_url servers]
+  sign-server   name csr days renew_before_days dns:[..] ip:[..] [crl_url] [purpose: gateway or token_service;
+                the latter with private_key_jwt:[..]]
+  sync-devices  devices:[{id [authentication token enrolment csr revoked]}] days renew_before_days
+                revoke_at_most gateways:[{name address mtls_port password_port [psk_port]}] [key_type crl_url servers
+                token_services token_issuer]
   revoke        id reason
   probe         csr [days]
   crl           days refresh_before_days
