@@ -71,6 +71,20 @@ BUILDER_PACKAGES = (
     "mosquitto-dev",
     "pkgconf",
 )
+#: Brokers to measure ours against, what the token service needs, and nginx in front of it.
+PEER_PACKAGES = (
+    "gunicorn",
+    "nats-server",
+    "nginx",
+    "nodejs",
+    "openssl",
+    "python3-alembic",
+    "python3-authlib",
+    "python3-flask",
+    "python3-psycopg",
+    "python3-sqlalchemy",
+    "rabbitmq-server",
+)
 CROSS_LIBRARIES = ("libc6-dev", "liblmdb-dev", "libmosquitto-dev", "libssl-dev", "pkgconf")
 ADD_FOREIGN = f"dpkg --add-architecture {FOREIGN}"
 
@@ -111,6 +125,8 @@ LAYERS = {
     ),
     # Runs the plugin's tests.
     "bench": Layer("builder", ("python3-lmdb",)),
+    # Has other brokers to compare with, and what the token service needs; load/bench/peers has what Debian has not.
+    "peers": Layer("bench", PEER_PACKAGES),
     # Also builds what only clang can: the fuzz targets.
     "fuzz": Layer("bench", ("clang", "libclang-rt-dev")),
     # Looks a package over.
@@ -168,6 +184,7 @@ class Images:
     cross: str
     emulator: str
     bench: str
+    peers: str
     fuzz: str
     lint: str
 
