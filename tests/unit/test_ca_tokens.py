@@ -115,7 +115,6 @@ def test_each_server_is_told_what_it_needs_and_nothing_else(home: Home) -> None:
     assert set(service["client_secrets"]) == {"edge-1"}
     assert set(service["public_keys"]) == {"edge-2"}
     key = x509.load_pem_x509_certificate(read(home, "edge-2", "certificate.pem").encode()).public_key()
-    assert ca.fingerprint(load_pem_public_key(service["public_keys"]["edge-2"].encode())) == ca.fingerprint(key)
     assert _print(load_pem_public_key(service["public_keys"]["edge-2"].encode())) == _print(key)
     gateway = home.run("sign-server", _gateway(), NOW)
     assert not {"client_secrets", "public_keys"} & set(gateway)
