@@ -277,7 +277,7 @@ class Broker:
 def compiled_site(devices: int) -> Iterator[str]:
     """Yield the lines of a compiled site (docs/store.md) with this many devices, a reader and an admin."""
     ids = sorted([READER, ADMIN, *(device(number) for number in range(devices))])
-    yield json.dumps({"bednet-compiled": 1, "zones": 0, "profiles": 2, "devices": len(ids)}) + "\n"
+    yield json.dumps({"bednet-compiled": 2, "zones": 0, "profiles": 2, "issuers": 0, "devices": len(ids)}) + "\n"
 
     def rule(profile: str, access: str, topic: list[str | int]) -> dict[str, object]:
         identifier = f"role/{profile}/allow/{access}/0"
@@ -289,7 +289,7 @@ def compiled_site(devices: int) -> Iterator[str]:
     for name in ids:
         profile = "reader" if name in {READER, ADMIN} else "sensor"
         entry = {"device": name, "profile": profile, "values": [], "authentication": ["certificate"]}
-        yield json.dumps({**entry, "until": None, "revoked": None}) + "\n"
+        yield json.dumps({**entry, "token": None, "until": None, "revoked": None}) + "\n"
 
 
 def _dynamic_security(numbers: range) -> dict[str, object]:

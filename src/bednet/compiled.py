@@ -73,9 +73,10 @@ def lines(site: Site) -> Iterator[str]:
     windows = {window for rules in profiles.values() for rule in rules for window in rule.during}
     zones = sorted({window.zone for window in windows})
     header = {
-        "bednet-compiled": 1,
+        "bednet-compiled": 2,
         "zones": len(zones),
         "profiles": len(profiles),
+        "issuers": 0,
         "devices": len(site.devices) + 1,
     }
     yield _line(header)
@@ -89,6 +90,7 @@ def lines(site: Site) -> Iterator[str]:
         "profile": PROBE_PROFILE,
         "values": [],
         "authentication": ["certificate", "password", "psk"],
+        "token": None,
         "until": None,
         "revoked": None,
     }
@@ -125,7 +127,7 @@ def _device(device: Device, profile: str, names: Iterable[str], ways: dict[tuple
     revoked = "null" if device.revoked is None else f'"{device.revoked}"'
     return (
         f'{{"device": "{device.id}", "profile": {profile}, "values": {values}, '
-        f'"authentication": {authentication}, "until": {until}, "revoked": {revoked}}}\n'
+        f'"authentication": {authentication}, "token": null, "until": {until}, "revoked": {revoked}}}\n'
     )
 
 

@@ -6,6 +6,9 @@
 - ``apply COMPILED``: the store becomes what the compiled site says. Secrets come as JSON on stdin.
 - ``revoke ID --reason R``: the device is refused from now on, and its secrets are forgotten.
 - ``reinstate ID``: the way back; its secrets come with the next ``apply``. Not after a key compromise.
+- ``keys ISS``: the public keys that an issuer of tokens signs with, as a JWKS on stdin.
+- ``revoke-token ISS JTI EXP DEVICE``, ``cutoff DEVICE SECONDS``: refuse one token, or all that a device got until then.
+- ``revocations ISS``: the same from the list of the site's own token service, on stdin.
 - ``status``: read-only health of the store; exit code 1 when somebody has to act.
 - ``dump [ID]``: what the store says, as JSON lines, without secrets.
 
@@ -53,14 +56,16 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 STORE = Path("/var/lib/bednet/store")
 GROUP = "mosquitto"
 FOLDER_MODE, DATA_MODE, LOCK_MODE = 0o750, 0o640, 0o660
-MAGIC, LAYOUT = b"BEDNETST", 1
+MAGIC, LAYOUT = b"BEDNETST", 2
 # Address space, not disk or memory. A million devices need about an eighth of it, and a run that rewrites all of them
 # twice that; when it is not enough the map is doubled, up to the larger number.
 MAP_SIZE, MOST_MAP = 1 << 30, 1 << 36
 # How long to wait for another run. An apply of a million devices takes about 20 s.
 WAIT_SECONDS = 120.0
 
-DATABASES = (b"meta", b"devices", b"profiles", b"zones", b"revoked", b"changes")
+DATABASES_1 = (b"meta", b"devices", b"profiles", b"zones", b"revoked", b"changes")
+"""Those of layout 1, which ``apply`` brings to this one; what is in them did not change."""
+DATABASES = (*DATABASES_1, b"issuers", b"keys", b"tokens", b"cutoffs")
 META = b"meta"
 # CRLReason, RFC 5280, 5.3.1; those that a site can state.
 REASONS = {
@@ -73,14 +78,25 @@ REASONS = {
 }
 REASON_NAMES = {number: name for name, number in REASONS.items()}
 COMPROMISED = REASONS["keyCompromise"]
-REVOKED, CERTIFICATE, PASSWORD, PSK = 1, 2, 4, 8
+REVOKED, CERTIFICATE, PASSWORD, PSK, TOKEN = 1, 2, 4, 8, 16
 ALLOW, DENY = 1, 2
 EFFECTS = {"allow": ALLOW, "deny": DENY}
 PUBLISH, SUBSCRIBE = 1, 2
 ACCESSES = {"publish": PUBLISH, "subscribe": SUBSCRIBE}
 DEVICE_CHANGED, SERIAL_CHANGED, PROFILE_CHANGED, EVERYTHING_CHANGED = 1, 2, 3, 4
+ISSUER_CHANGED, TOKEN_CHANGED, CUTOFF_CHANGED = 5, 6, 7
+SILENT = 0
+"""No kind of change: what no reader has to be told of."""
 CHANGES_KEPT, CHANGES_AT_ONCE = 65_536, 4_096
-AUTHENTICATION = ("certificate", "password", "psk")
+AUTHENTICATION = ("certificate", "password", "psk", "token")
+TOKEN_AUTHENTICATION = ("tls_client_auth", "private_key_jwt", "client_secret_basic")
+ALGORITHMS = {"ES256": 1, "EdDSA": 2, "RS256": 4, "PS256": 8}
+AIF_SCOPE, ROLES_MAPPED, OWN_SERVICE = 1, 2, 4
+SCOPES = {"policy": 0, "aif": AIF_SCOPE}
+MOST_LEEWAY, MOST_KEYS = 300, 64
+MOST_JWKS, MOST_REVOCATIONS = 1 << 20, 1 << 24  # bytes
+# A modulus of more bits makes checking a signature slow, and the broker has one thread.
+RSA_BITS = range(2048, 8193)
 DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 RESERVED, PROBE = "bednet-", "bednet-probe"
 # A value stands for a placeholder within a topic filter. These would reach into other topics.
@@ -97,6 +113,9 @@ ADDRESS_BYTES = {4: 4, 6: 16}
 TEXT8, TEXT16 = 0xFF, 0xFFFF
 # Names of things are told, but no more than this many of each.
 TOLD = 100
+# A revoked token is remembered until it has ended for every broker, whose clocks may differ and which give a leeway.
+TOKEN_KEPT_SECONDS = 300
+_MOST_JTI, _MOST_SECONDS = 1024, 1 << 62
 
 _U16, _U32, _U64, _BIG_U64 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<Q"), struct.Struct(">Q")
 _META = struct.Struct("<8sIIQQQ")
@@ -106,6 +125,9 @@ _PROFILE = struct.Struct("<BBH")
 _RULE = struct.Struct("<BBBB")
 _WINDOW = struct.Struct("<BBHII4s")
 _TRANSITION = struct.Struct("<qi")
+_ISSUER = struct.Struct("<BBHII")
+_KEY = struct.Struct("<BB")
+_SECONDS = struct.Struct("<q")
 # LMDB's own meta page on this machine (lmdb 0.9, mdb.c, MDB_meta): behind a page header, one in each of the first two
 # pages; the one with the higher transaction number is the current one.
 _LMDB_HEADER = struct.calcsize("@N") + 8
@@ -125,11 +147,11 @@ class Refused(Exception):  # noqa: N818  (a refusal is an answer, not a fault of
 
 
 class Damaged(Exception):  # noqa: N818  (likewise: it says what is so)
-    """A record is not what layout 1 says; the message tells what is wrong with it."""
+    """A record is not what layout 2 says; the message tells what is wrong with it."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Records: layout 1
+# Records: layout 2
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -153,8 +175,27 @@ def serial_key(serial: str) -> bytes:
     return number.to_bytes((number.bit_length() + 7) // 8, "big")
 
 
+def issuer_key(iss: str) -> bytes:
+    """Return what stands for an issuer of tokens in the store."""
+    return hashlib.sha256(iss.encode()).digest()[:8]
+
+
+def key_key(iss: str, kid: str) -> bytes:
+    """Return what stands for a key of an issuer; `kid` is empty for one without a name."""
+    return issuer_key(iss) + hashlib.sha256(kid.encode()).digest()[:8]
+
+
+def token_key(iss: str, jti: str) -> bytes:
+    """Return what stands for a revoked token."""
+    return hashlib.sha256(iss.encode() + b"\0" + jti.encode()).digest()[:16]
+
+
 def _text8(value: bytes) -> bytes:
     return bytes((len(value),)) + value
+
+
+def _text16(value: bytes) -> bytes:
+    return _U16.pack(len(value)) + value
 
 
 class _Parser:
@@ -176,6 +217,12 @@ class _Parser:
 
     def text8(self) -> bytes:
         return self.take(self.take(1)[0])
+
+    def text16(self) -> bytes:
+        return self.take(self.unpack(_U16)[0])
+
+    def words(self, read: Callable[[_Parser], bytes]) -> tuple[str, ...]:
+        return tuple(read(self).decode() for _ in range(self.take(1)[0]))
 
     def done(self) -> None:
         if self._at != len(self._record):
@@ -225,11 +272,12 @@ class Device(NamedTuple):
     psk: bytes | None = None
     until: int = 0
     revoked: int | None = None
+    token: bool = False
 
     def encode(self) -> bytes:
         """Return the record's bytes."""
-        profile, values, certificate, password, psk, until, revoked = self
-        flags = CERTIFICATE if certificate else 0
+        profile, values, certificate, password, psk, until, revoked, token = self
+        flags = (CERTIFICATE if certificate else 0) | (TOKEN if token else 0)
         end = b""
         if revoked is not None:
             flags |= REVOKED
@@ -253,7 +301,7 @@ class Device(NamedTuple):
         version, flags, reason, count, profile, until = parser.unpack(_DEVICE)
         if version != 1:
             raise Damaged(f"its version is {version}")
-        if flags & ~(REVOKED | CERTIFICATE | PASSWORD | PSK) or (flags & REVOKED and flags & (PASSWORD | PSK)):
+        if flags & ~(REVOKED | CERTIFICATE | PASSWORD | PSK | TOKEN) or (flags & REVOKED and flags & (PASSWORD | PSK)):
             raise Damaged(f"its flags are {flags:#04x}")
         if reason not in REASON_NAMES or (reason and not flags & REVOKED):
             raise Damaged(f"its reason is {reason}")
@@ -275,7 +323,7 @@ class Device(NamedTuple):
                 raise Damaged(f"its pre-shared key has {len(psk)} bytes")
         parser.done()
         revoked = reason if flags & REVOKED else None
-        return cls(profile, values, bool(flags & CERTIFICATE), password, psk, until, revoked)
+        return cls(profile, values, bool(flags & CERTIFICATE), password, psk, until, revoked, bool(flags & TOKEN))
 
 
 class Window(NamedTuple):
@@ -401,45 +449,326 @@ def decode_zone(record: bytes) -> tuple[tuple[int, int], ...]:
     return transitions
 
 
+class RoleMapping(NamedTuple):
+    """What a role of an issuer means here.
+
+    :ivar value: of the claim.
+    :ivar profile: see :func:`profile_key`.
+    :ivar claims: where in the token the profile's values are; dotted paths.
+    """
+
+    value: str
+    profile: bytes
+    claims: tuple[str, ...] = ()
+
+
+class Issuer(NamedTuple):
+    """A record of the database ``issuers``.
+
+    :ivar iss: exactly as tokens have it.
+    :ivar audience: any of them must be in a token.
+    :ivar typ: of the header, in lower case and without ``application/``; empty text for a header without.
+    :ivar algorithms: the sum of those of ``ALGORITHMS``.
+    :ivar flags: the sum of ``AIF_SCOPE``, ``ROLES_MAPPED``, ``OWN_SERVICE``.
+    :ivar leeway: seconds; so is ``longest``.
+    :ivar claim: where the device's id is, without `prefix`.
+    :ivar roles: where the roles are; empty when they do not count.
+    """
+
+    iss: str
+    audience: tuple[str, ...]
+    typ: tuple[str, ...] = ("at+jwt",)
+    algorithms: int = ALGORITHMS["ES256"]
+    flags: int = 0
+    leeway: int = 30
+    longest: int = DAY_SECONDS
+    claim: str = "sub"
+    prefix: str = ""
+    roles: str = ""
+    mappings: tuple[RoleMapping, ...] = ()
+
+    def encode(self) -> bytes:
+        """Return the record's bytes."""
+        parts = [
+            _ISSUER.pack(1, self.flags, self.algorithms, self.leeway, self.longest),
+            _text16(self.iss.encode()),
+            bytes((len(self.audience),)),
+            *(_text16(audience.encode()) for audience in self.audience),
+            bytes((len(self.typ),)),
+            *(_text8(typ.encode()) for typ in self.typ),
+            *(_text8(text.encode()) for text in (self.claim, self.prefix, self.roles)),
+            bytes((len(self.mappings),)),
+        ]
+        for mapping in self.mappings:
+            parts += [_text16(mapping.value.encode()), mapping.profile, bytes((len(mapping.claims),))]
+            parts += [_text8(claim.encode()) for claim in mapping.claims]
+        return b"".join(parts)
+
+    @classmethod
+    def decode(cls, record: bytes) -> Issuer:
+        """Read a record.
+
+        :raises Damaged: when it is not what :meth:`encode` makes.
+        """
+        parser = _Parser(record)
+        version, flags, algorithms, leeway, longest = parser.unpack(_ISSUER)
+        if version != 1:
+            raise Damaged(f"its version is {version}")
+        if flags & ~(AIF_SCOPE | ROLES_MAPPED | OWN_SERVICE):
+            raise Damaged(f"its flags are {flags:#04x}")
+        if not algorithms or algorithms & ~sum(ALGORITHMS.values()):
+            raise Damaged(f"its algorithms are {algorithms:#06x}")
+        if leeway > MOST_LEEWAY or not longest:
+            raise Damaged("its times cannot be")
+        try:
+            iss = parser.text16().decode()
+            audience, typ = parser.words(_Parser.text16), parser.words(_Parser.text8)
+            claim, prefix, roles = (parser.text8().decode() for _ in range(3))
+            mappings = tuple(
+                RoleMapping(parser.text16().decode(), parser.take(8), parser.words(_Parser.text8))
+                for _ in range(parser.take(1)[0])
+            )
+        except UnicodeDecodeError:
+            raise Damaged("a text in it is not UTF-8") from None
+        parser.done()
+        if not (iss and audience and typ and claim) or bool(roles) is not bool(flags & ROLES_MAPPED):
+            raise Damaged("something in it is empty")
+        return cls(iss, audience, typ, algorithms, flags, leeway, longest, claim, prefix, roles, mappings)
+
+
+class Key(NamedTuple):
+    """A record of the database ``keys``: a public key that tokens are signed with.
+
+    :ivar algorithm: one of those of ``ALGORITHMS``.
+    :ivar kid: its name; empty when it has none.
+    :ivar spki: SubjectPublicKeyInfo (RFC 5280, 4.1.2.7) in DER.
+    """
+
+    algorithm: int
+    kid: str
+    spki: bytes
+
+    def encode(self) -> bytes:
+        """Return the record's bytes."""
+        return _KEY.pack(1, self.algorithm) + _text8(self.kid.encode()) + _text16(self.spki)
+
+    @classmethod
+    def decode(cls, record: bytes) -> Key:
+        """Read a record.
+
+        :raises Damaged: when it is not what :meth:`encode` makes.
+        """
+        parser = _Parser(record)
+        version, algorithm = parser.unpack(_KEY)
+        if version != 1:
+            raise Damaged(f"its version is {version}")
+        if algorithm not in ALGORITHMS.values():
+            raise Damaged(f"its algorithm is {algorithm}")
+        try:
+            kid = parser.text8().decode()
+        except UnicodeDecodeError:
+            raise Damaged("its name is not UTF-8") from None
+        spki = parser.text16()
+        parser.done()
+        if not spki:
+            raise Damaged("there is no key in it")
+        return cls(algorithm, kid, spki)
+
+
+def encode_seconds(seconds: int) -> bytes:
+    """Return a record of ``tokens`` (when it ends) or ``cutoffs`` (until when tokens are refused), in unix seconds."""
+    return _SECONDS.pack(seconds)
+
+
+def decode_seconds(record: bytes) -> int:
+    """Read such a record.
+
+    :raises Damaged: when it is none.
+    """
+    parser = _Parser(record)
+    seconds: int = parser.unpack(_SECONDS)[0]
+    parser.done()
+    return seconds
+
+
+# --- Public keys as issuers publish them: JWK (RFC 7517), told apart by RFC 7518, 6 and RFC 8037, 2
+
+_P256 = 2**256 - 2**224 + 2**192 + 2**96 - 1
+_P256_B = 0x5AC635D8AA3A93E7B3EBBD55769886BC651D06B0CC53B0F63BCE3C3E27D2604B
+# AlgorithmIdentifier and the beginning of the BIT STRING around it: RFC 5480, 2.1.1.1; RFC 8410, 4; RFC 8017, A.1.
+_P256_SPKI = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
+_ED25519_SPKI = bytes.fromhex("302a300506032b6570032100")
+_RSA_ALGORITHM = bytes.fromhex("300d06092a864886f70d0101010500")
+_PRIVATE = ("d", "p", "q", "dp", "dq", "qi", "oth", "k")
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
+_MOST_EXPONENT = 1 << 32
+
+
+class Unusable(Exception):  # noqa: N818  (likewise)
+    """No token can be checked with this key; the message says why."""
+
+
+def _number(jwk: Json, name: str, size: int | None = None) -> bytes:
+    text = jwk.get(name)
+    if not isinstance(text, str) or not text or not _BASE64URL.fullmatch(text) or len(text) % 4 == 1:
+        raise Unusable(f"its {name!r} is not base64url")
+    value = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    if size is not None and len(value) != size:
+        raise Unusable(f"its {name!r} has {len(value)} bytes, not {size}")
+    return value
+
+
+def _der(tag: int, content: bytes) -> bytes:
+    """Return a DER value (X.690, 8.1)."""
+    size = len(content)
+    length = bytes((size,)) if size < 128 else size.to_bytes((size.bit_length() + 7) // 8, "big")  # noqa: PLR2004
+    return bytes((tag,)) + (length if size < 128 else bytes((0x80 | len(length),)) + length) + content  # noqa: PLR2004
+
+
+def _der_whole(number: int) -> bytes:
+    return _der(2, number.to_bytes(number.bit_length() // 8 + 1, "big"))
+
+
+def _rsa(jwk: Json) -> bytes:
+    modulus, exponent = (int.from_bytes(_number(jwk, name), "big") for name in ("n", "e"))
+    if modulus.bit_length() not in RSA_BITS:
+        sizes = f"{RSA_BITS.start} to {RSA_BITS.stop - 1}"
+        raise Unusable(f"its modulus has {modulus.bit_length()} bits, and {sizes} are good")
+    if not modulus % 2 or not exponent % 2 or not 3 <= exponent <= _MOST_EXPONENT:  # noqa: PLR2004
+        raise Unusable("its modulus or exponent cannot be")
+    body = _der(0x30, _der_whole(modulus) + _der_whole(exponent))
+    return _der(0x30, _RSA_ALGORITHM + _der(3, b"\0" + body))
+
+
+def key_of(jwk: object, allowed: int) -> Key:
+    """Make a key of one that an issuer publishes.
+
+    :param allowed: the sum of the algorithms that its tokens may have; an RSA key without ``alg`` is for RS256 when
+        that is among them.
+    :raises Unusable: when it is for something else, or too weak, or no public key at all.
+    """
+    if not isinstance(jwk, dict):
+        raise Unusable("it is not a JSON object")
+    if any(name in jwk for name in _PRIVATE):
+        raise Unusable("it is a private or secret key, which an issuer never gives away")
+    kid = jwk.get("kid", "")
+    if not isinstance(kid, str) or not _encodable(kid) or len(kid.encode()) > TEXT8:
+        raise Unusable(f"its 'kid' is not text of at most {TEXT8} bytes")
+    if jwk.get("use", "sig") != "sig" or "verify" not in jwk.get("key_ops", ["verify"]):
+        raise Unusable("it is not for signatures")
+    kinds = {("EC", "P-256"): "ES256", ("OKP", "Ed25519"): "EdDSA"}
+    named = jwk.get("alg")
+    if jwk.get("kty") == "RSA":
+        usual = "RS256" if allowed & ALGORITHMS["RS256"] or not allowed & ALGORITHMS["PS256"] else "PS256"
+        algorithm, spki = named if named in ("RS256", "PS256") else usual, _rsa(jwk)
+    else:
+        try:
+            algorithm = kinds[jwk.get("kty"), jwk.get("crv")]  # type: ignore[index]
+        except (KeyError, TypeError):
+            raise Unusable(f"its kind is {jwk.get('kty')!r} {jwk.get('crv')!r}, which is none of ours") from None
+        if algorithm == "ES256":
+            x, y = _number(jwk, "x", 32), _number(jwk, "y", 32)
+            left, right = (int.from_bytes(part, "big") for part in (x, y))
+            if max(left, right) >= _P256 or (right * right - left**3 + 3 * left - _P256_B) % _P256:
+                raise Unusable("it is no point of P-256")
+            spki = _P256_SPKI + x + y
+        else:
+            spki = _ED25519_SPKI + _number(jwk, "x", 32)
+    if named not in (None, algorithm, *(["Ed25519"] if algorithm == "EdDSA" else [])):
+        raise Unusable(f"its algorithm is {named!r}, not {algorithm}")
+    if not ALGORITHMS[algorithm] & allowed:
+        raise Unusable(f"it is for {algorithm}, which the issuer is not allowed")
+    return Key(ALGORITHMS[algorithm], kid, spki)
+
+
+def keys_of(jwks: Iterable[object], allowed: int) -> tuple[dict[str, Key], list[str]]:
+    """Make keys of those that an issuer publishes.
+
+    :returns: the usable ones by ``kid``, and why the others are not.
+    :raises ValueError: when none is usable, two have one name, or there are too many.
+    """
+    keys: dict[str, Key] = {}
+    unusable = []
+    for number, jwk in enumerate(jwks, 1):
+        try:
+            key = key_of(jwk, allowed)
+        except Unusable as exc:
+            unusable.append(f"key {number}: {exc}")
+            continue
+        if keys.setdefault(key.kid, key) is not key:
+            raise ValueError(f"two keys have the 'kid' {key.kid!r}")
+    if len(keys) > MOST_KEYS:
+        raise ValueError(f"there are {len(keys)} keys, and {MOST_KEYS} are the most")
+    if not keys:
+        raise ValueError(f"no key is usable{': ' if unusable else ''}{'; '.join(unusable[:5])}")
+    return keys, unusable
+
+
 class Meta(NamedTuple):
-    """The only record of the database ``meta``."""
+    """The record ``meta`` of the database ``meta``.
+
+    :ivar layout: of the store that it is in.
+    """
 
     last_change: int = 0
     devices: int = 0
     profiles: int = 0
+    layout: int = LAYOUT
 
     def encode(self) -> bytes:
         """Return the record's bytes."""
-        return _META.pack(MAGIC, LAYOUT, 0, *self)
+        return _META.pack(MAGIC, self.layout, 0, *self[:3])
 
     @classmethod
     def decode(cls, record: bytes | None) -> Meta:
         """Read the record.
 
-        :raises Damaged: when it is of another layout, or none of ours.
+        :raises Damaged: when it is of a layout that this tool does not know, or none of ours.
         """
         if record is None or record[:8] != MAGIC or len(record) != _META.size:
             raise Damaged(_FOREIGN)
         (layout,) = _U32.unpack_from(record, 8)
-        if layout != LAYOUT:
+        if layout not in (1, LAYOUT):
             raise Damaged(f"it has layout {layout}, and this tool knows layout {LAYOUT}")
         _, _, zero, *counts = _META.unpack(record)
         if zero:
             raise Damaged("its record 'meta' is damaged")
-        return cls(*counts)
+        last_change, devices, profiles = counts
+        return cls(last_change, devices, profiles, layout)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What comes in: the compiled site and the secrets
 # ---------------------------------------------------------------------------------------------------------------------
 
-_HEADER_KEYS = {"bednet-compiled", "zones", "profiles", "devices"}
+_HEADER_KEYS = {"bednet-compiled", "zones", "profiles", "issuers", "devices"}
 _ZONE_KEYS = {"zone", "transitions"}
 _PROFILE_KEYS = {"profile", "names", "rules"}
 _RULE_KEYS = {"id", "effect", "access", "topic", "during", "networks"}
 _WINDOW_KEYS = {"days", "from", "to", "zone"}
-_DEVICE_KEYS = {"device", "profile", "values", "authentication", "until", "revoked"}
+_ISSUER_KEYS = {
+    "issuer",
+    "name",
+    "service",
+    "audience",
+    "algorithms",
+    "leeway",
+    "longest",
+    "typ",
+    "scope",
+    "claim",
+    "prefix",
+    "roles",
+    "keys",
+    "jwks_url",
+}
+_ROLES_KEYS, _ROLE_KEYS = {"claim", "map"}, {"value", "profile", "claims"}
+_DEVICE_KEYS = {"device", "profile", "values", "authentication", "token", "until", "revoked"}
 _SECRETS_KEYS = {"passwords", "psk", "revoked_serials"}
+
+
+COMPILED = 2
+"""The format of the compiled site."""
 
 
 class _Unsound(Exception):  # noqa: N818  (becomes a Refused with its line)
@@ -470,6 +799,16 @@ def _encodable(text: str) -> bool:
         return b"\0" not in text.encode()
     except UnicodeEncodeError:
         return False
+
+
+def _texts(data: object, what: str, most: int = TEXT8, *, least: int = 1, empty: bool = False) -> tuple[str, ...]:
+    """Return a list of different texts, of which one may be empty when `empty`."""
+    if not isinstance(data, list) or not least <= len(data) <= TEXT8:
+        raise _Unsound(f"{what} must be a list of {least} to {TEXT8} texts")
+    words = tuple(word if empty and word == "" else _text(word, what, most) for word in data)
+    if least and len(set(words)) != len(words):
+        raise _Unsound(f"{what} has something twice")
+    return words
 
 
 def _list(data: object, what: str, most: int) -> list[Any]:
@@ -540,6 +879,9 @@ class Compiled:
     """Reads a compiled site line by line: its zones and profiles at once, its devices as they are asked for.
 
     :ivar zones: records by key, likewise ``profiles``; complete once :meth:`devices` has begun.
+    :ivar issuers: by ``iss``, likewise.
+    :ivar keys: by ``iss``, the keys of each issuer that the site gives, by ``kid``; None for one whose keys come later.
+    :ivar token_methods: by device id, how it proves itself to the site's token service; as :meth:`devices` goes on.
     :ivar without_secret: ids of devices in service that lack the secret of a way to authenticate.
     """
 
@@ -552,6 +894,9 @@ class Compiled:
         self._line = 0
         self.zones: dict[bytes, bytes] = {}
         self.profiles: dict[bytes, bytes] = {}
+        self.issuers: dict[str, Issuer] = {}
+        self.keys: dict[str, dict[str, Key] | None] = {}
+        self.token_methods: dict[str, str] = {}
         self._known: dict[str, tuple[bytes, int]] = {}
         """By a profile's name: its key, and how many values its devices have."""
 
@@ -580,16 +925,22 @@ class Compiled:
         :raises Refused: at the first line that is not what ``bednet compile`` writes, or a secret that cannot be used.
         """
         try:
-            header = _object(self._next(), _HEADER_KEYS, "the first line")
-            if header["bednet-compiled"] != 1:
-                raise _Unsound(f"the format is {header['bednet-compiled']!r}, and this tool reads format 1")
-            counts = [_whole(header[name], 0, 1 << 32, f"'{name}'") for name in ("zones", "profiles", "devices")]
+            header = self._next()
+            form = header.get("bednet-compiled") if isinstance(header, dict) else None
+            if form is not None and form != COMPILED:
+                raise _Unsound(f"the format is {form!r}, and this tool reads format {COMPILED}")
+            header = _object(header, _HEADER_KEYS, "the first line")
+            counts = [
+                _whole(header[name], 0, 1 << 32, f"'{name}'") for name in ("zones", "profiles", "issuers", "devices")
+            ]
             for _ in range(counts[0]):
                 self._zone(self._next())
             for _ in range(counts[1]):
                 self._profile(self._next())
-            last = ""
             for _ in range(counts[2]):
+                self._issuer(self._next())
+            last = ""
+            for _ in range(counts[3]):
                 entry = _object(self._next(), _DEVICE_KEYS, "a device")
                 device_id = entry["device"]
                 device = self._device(entry)
@@ -688,6 +1039,79 @@ class Compiled:
             raise _Unsound(f"rule {rule!r}: the topic is empty or longer than {TEXT16} bytes")
         return topic
 
+    def _issuer(self, data: object) -> None:
+        entry = _object(data, _ISSUER_KEYS, "an issuer")
+        iss = _text(entry["issuer"], "an issuer", TEXT16)
+        what = f"issuer {iss!r}"
+        if iss in self.issuers:
+            raise _Unsound(f"{what} is listed twice")
+        _text(entry["name"], f"{what}: name")
+        if not isinstance(entry["service"], bool):
+            raise _Unsound(f"{what}: service must be true or false")
+        algorithms = _texts(entry["algorithms"], f"{what}: algorithms")
+        if not set(algorithms) <= ALGORITHMS.keys():
+            raise _Unsound(f"{what}: algorithms must be of {', '.join(ALGORITHMS)}")
+        if not isinstance(scope := entry["scope"], str) or scope not in SCOPES:
+            raise _Unsound(f"{what}: scope must be {' or '.join(SCOPES)}")
+        typ = _texts(entry["typ"], f"{what}: typ", empty=True)
+        if any(word != word.lower().removeprefix("application/") for word in typ):
+            raise _Unsound(f"{what}: typ must be in lower case, without 'application/'")
+        prefix = entry["prefix"]
+        if prefix != "" and not (isinstance(prefix, str) and DEVICE_ID.fullmatch(prefix)):
+            raise _Unsound(f"{what}: no device's id can begin with {prefix!r}")
+        if (url := entry["jwks_url"]) is not None and not _text(url, f"{what}: jwks_url", TEXT16).startswith(
+            "https://"
+        ):
+            raise _Unsound(f"{what}: jwks_url must begin with https://")
+        flags = SCOPES[scope] | (OWN_SERVICE if entry["service"] else 0)
+        roles, mappings = self._roles(entry["roles"], what)
+        if roles and not prefix:
+            raise _Unsound(f"{what} makes devices of roles, and has no prefix for their ids")
+        if entry["service"] and (roles or any(other.flags & OWN_SERVICE for other in self.issuers.values())):
+            raise _Unsound(f"{what}: a second service, or one that makes devices of roles")
+        issuer = Issuer(
+            iss,
+            _texts(entry["audience"], f"{what}: audience", TEXT16),
+            typ,
+            sum(ALGORITHMS[name] for name in set(algorithms)),
+            flags | (ROLES_MAPPED if roles else 0),
+            _whole(entry["leeway"], 0, MOST_LEEWAY, f"{what}: leeway"),
+            _whole(entry["longest"], 1, (1 << 32) - 1, f"{what}: longest"),
+            _text(entry["claim"], f"{what}: claim"),
+            prefix,
+            roles,
+            mappings,
+        )
+        self.issuers[iss] = issuer
+        self.keys[iss] = None
+        if (jwks := entry["keys"]) is not None:
+            try:
+                self.keys[iss], _ = keys_of(_list(jwks, f"{what}: keys", TEXT16), issuer.algorithms)
+            except ValueError as exc:
+                raise _Unsound(f"{what}: {exc}") from None
+
+    def _roles(self, data: object, what: str) -> tuple[str, tuple[RoleMapping, ...]]:
+        if data is None:
+            return "", ()
+        entry = _object(data, _ROLES_KEYS, f"{what}: roles")
+        mappings: list[RoleMapping] = []
+        for item in _list(entry["map"], f"{what}: map", TEXT8):
+            mapping = _object(item, _ROLE_KEYS, f"{what}: a role")
+            value = _text(mapping["value"], f"{what}: a role's value", TEXT16)
+            claims = _texts(mapping["claims"], f"{what}: claims", least=0)
+            try:
+                key, count = self._known[mapping["profile"]]
+            except (KeyError, TypeError):
+                raise _Unsound(f"{what}: there is no profile {mapping['profile']!r}") from None
+            if len(claims) != count:
+                raise _Unsound(f"{what}: {value!r} has not the {count} claims of its profile")
+            if any(value == other.value for other in mappings):
+                raise _Unsound(f"{what}: {value!r} is mapped twice")
+            mappings.append(RoleMapping(value, key, claims))
+        if not mappings:
+            raise _Unsound(f"{what}: no role is mapped")
+        return _text(entry["claim"], f"{what}: the claim of its roles"), tuple(mappings)
+
     def _device(self, entry: Json) -> Device:  # noqa: PLR0912 - one for each refusal
         device_id, profile = entry["device"], entry["profile"]
         if (
@@ -714,6 +1138,11 @@ class Compiled:
         for way in authentication:
             if way not in AUTHENTICATION:
                 raise _Unsound(f"device {device_id!r} authenticates with {way!r}, which is unknown")
+        method = entry["token"]
+        if (method is not None) is not ("token" in authentication) or method not in (None, *TOKEN_AUTHENTICATION):
+            raise _Unsound(f"device {device_id!r} gets its tokens with {method!r}, which cannot be")
+        if method is not None:
+            self.token_methods[device_id] = method
         until, reason = entry["until"], entry["revoked"]
         if until is None:
             until = 0
@@ -722,9 +1151,18 @@ class Compiled:
         if reason is not None:
             if not isinstance(reason, str) or reason not in REASONS:
                 raise _Unsound(f"device {device_id!r} is revoked for {reason!r}, which is no reason")
-            return Device(key, tuple(values), "certificate" in authentication, None, None, until, REASONS[reason])
+            return Device(
+                key,
+                tuple(values),
+                "certificate" in authentication,
+                until=until,
+                revoked=REASONS[reason],
+                token=method is not None,
+            )
         password, psk = self._secrets_of(device_id, authentication)
-        return Device(key, tuple(values), "certificate" in authentication, password, psk, until)
+        return Device(
+            key, tuple(values), "certificate" in authentication, password, psk, until, token=method is not None
+        )
 
     def _secrets_of(self, device_id: str, authentication: list[str]) -> tuple[Password | None, bytes | None]:
         password = psk = None
@@ -734,7 +1172,8 @@ class Compiled:
         if "psk" in authentication:
             psk = self.secrets.key(device_id)
             self.unused_psk.discard(device_id)
-        if len(authentication) != ("certificate" in authentication) + (password is not None) + (psk is not None):
+        bare = ("certificate" in authentication) + ("token" in authentication)
+        if len(authentication) != bare + (password is not None) + (psk is not None):
             self.without_secret.append(device_id)
         return password, psk
 
@@ -782,13 +1221,15 @@ class _Old(NamedTuple):
     meta: Meta
 
     def items(self, database: bytes) -> Iterator[tuple[bytes, bytes]]:
-        if self.transaction is not None:
+        if self.transaction is not None and database in self.databases:
             with self.transaction.cursor(self.databases[database]) as cursor:
                 for key, record in cursor.iternext():
                     yield bytes(key), bytes(record)
 
     def get(self, database: bytes, key: bytes) -> bytes | None:
-        record = None if self.transaction is None else self.transaction.get(key, db=self.databases[database])
+        if self.transaction is None or database not in self.databases:
+            return None
+        record = self.transaction.get(key, db=self.databases[database])
         return None if record is None else bytes(record)
 
 
@@ -803,8 +1244,9 @@ class _Run:
         self._count = {b"devices": old.meta.devices, b"profiles": old.meta.profiles}
 
     def set(self, database: bytes, kind: int, key: bytes, before: bytes | None, after: bytes | None) -> None:
-        """Note one difference."""
-        self.changes.add(kind, key if kind != EVERYTHING_CHANGED else b"")
+        """Note one difference; it gets into the change log unless its kind is ``SILENT``."""
+        if kind != SILENT:
+            self.changes.add(kind, key if kind != EVERYTHING_CHANGED else b"")
         if database in self._count:
             self._count[database] += (after is not None) - (before is not None)
         if self._write is None:
@@ -835,6 +1277,8 @@ class _Run:
     def finish(self) -> Meta:
         """Write the change log and the meta record. :returns: what that says."""
         last = self.old.meta.last_change
+        if self.old.meta.layout != LAYOUT:
+            self.changes.add(EVERYTHING_CHANGED, b"")
         meta = Meta(last + len(self.changes), self._count[b"devices"], self._count[b"profiles"])
         if self._write is not None and (meta != self.old.meta or self.old.transaction is None):
             self.changes.write(self._write, self._databases[b"changes"], last)
@@ -883,18 +1327,26 @@ class Store:
     """
 
     def __init__(
-        self, folder: Path, *, group: str | None = None, map_size: int = MAP_SIZE, wait: float = WAIT_SECONDS
+        self,
+        folder: Path,
+        *,
+        group: str | None = None,
+        map_size: int = MAP_SIZE,
+        wait: float = WAIT_SECONDS,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """Name a store; nothing is opened yet.
 
         :param group: whose members may read it; None for ``mosquitto``, or nobody's when there is no such group.
         :param map_size: bytes of address space to begin with.
         :param wait: seconds to wait for another run.
+        :param clock: gives the time, in unix seconds.
         :raises Refused: when there is no such group.
         """
         self.folder = folder
         self._map_size = map_size
         self._wait = wait
+        self._clock = clock
         self._gid: int | None = None
         try:
             self._gid = grp.getgrnam(group or GROUP).gr_gid
@@ -930,7 +1382,7 @@ class Store:
         def work(run: _Run) -> Json:
             return _apply(run, Compiled(lines, known, name))
 
-        return self._change(work, check=check, again=again)
+        return self._change(work, check=check, again=again, upgrade=True)
 
     def remove(self, device_id: str) -> Json:
         """Remove one device, without looking at any other."""
@@ -1022,6 +1474,94 @@ class Store:
 
         return self._change(work, new=False)
 
+    def set_keys(self, iss: str, jwks: object) -> Json:
+        """Make the keys of an issuer those that it publishes, and no others.
+
+        :param jwks: JWK Set (RFC 7517, 5).
+        :raises Refused: when the store does not know the issuer, or no key is usable: then the old ones stay.
+        """
+        cure = "Cure: look what the issuer publishes, and which algorithms policy.yml allows it"
+        if not isinstance(jwks, dict) or not isinstance(jwks.get("keys"), list):
+            raise Refused(f"the keys of {iss!r} are no JWK Set (RFC 7517, 5). {cure}")
+
+        def work(run: _Run) -> Json:
+            issuer = _issuer(run.old, iss)
+            try:
+                keys, unusable = keys_of(jwks["keys"], issuer.algorithms)
+            except ValueError as exc:
+                raise Refused(f"the keys of {iss!r}: {exc}. {cure}") from None
+            if _replace_keys(run, iss, keys):
+                run.changes.add(ISSUER_CHANGED, issuer_key(iss))
+            return {"issuer": iss, "keys": sorted(keys), "unusable": unusable[:TOLD]}
+
+        return self._change(work, new=False)
+
+    def revoke_token(self, iss: str, jti: str, expires: int, device_id: str) -> Json:
+        """Refuse one token from now on.
+
+        :param expires: when it ends by itself, in unix seconds; it is forgotten some time later.
+        :raises Refused: when the store does not know the issuer, or something cannot be.
+        """
+
+        def work(run: _Run) -> Json:
+            _issuer(run.old, iss)
+            return {"tokens": self._add_tokens(run, iss, [(jti, expires, device_id)])}
+
+        return self._change(work, new=False)
+
+    def cutoff(self, device_id: str, until: int) -> Json:
+        """Refuse all tokens that a device got until then, in unix seconds. It is never taken back.
+
+        :raises Refused: when there can be no such device or time.
+        """
+        return self._change(lambda run: {"cutoffs": _add_cutoffs(run, {device_id: until})}, new=False)
+
+    def revocations(self, iss: str, payload: object) -> Json:
+        """Take over what the site's own token service revoked; what it does not list stays revoked.
+
+        :param payload: of its signed list, which somebody has verified: ``iss``, ``tokens`` (each with ``jti``,
+            ``exp``, ``device``), ``cutoffs`` (by device, in unix seconds).
+        :raises Refused: when it is of another issuer, or something in it cannot be.
+        """
+        cure = "Cure: fetch the list of the site's own token service again"
+        if not isinstance(payload, dict) or payload.get("iss") != iss:
+            raise Refused(f"this is no list of revocations of {iss!r}. {cure}")
+        listed, cutoffs = payload.get("tokens"), payload.get("cutoffs")
+        if not isinstance(listed, list) or not isinstance(cutoffs, dict):
+            raise Refused(f"the list of {iss!r} lacks 'tokens' or 'cutoffs'. {cure}")
+        if not all(isinstance(token, dict) for token in listed):
+            raise Refused(f"the list of {iss!r} names a token that is no object. {cure}")
+        tokens = [(token.get("jti"), token.get("exp"), token.get("device")) for token in listed]
+
+        def work(run: _Run) -> Json:
+            if not _issuer(run.old, iss).flags & OWN_SERVICE:
+                raise Refused(
+                    f"{iss!r} is not the site's own token service, and no other may refuse tokens here. "
+                    "Cure: see 'service' in policy.yml"
+                )
+            return {"tokens": self._add_tokens(run, iss, tokens), "cutoffs": _add_cutoffs(run, cutoffs)}
+
+        return self._change(work, new=False)
+
+    def _add_tokens(self, run: _Run, iss: str, tokens: Iterable[tuple[object, object, object]]) -> int:
+        """Note revoked tokens, and forget those that ended long ago. :returns: how many are new."""
+        now = int(self._clock())
+        new: dict[bytes, bytes] = {}
+        for jti, expires, device_id in tokens:
+            if not isinstance(jti, str) or not jti or len(jti) > _MOST_JTI or not _encodable(jti):
+                raise Refused(f"{jti!r} is not a token's 'jti'. Cure: give it as the token has it")
+            seconds, subject = _seconds(expires), _device_id(device_id)
+            key, record = token_key(iss, jti), encode_seconds(seconds)
+            if seconds + TOKEN_KEPT_SECONDS > now and key not in new and run.old.get(b"tokens", key) is None:
+                new[key] = record
+                run.set(b"tokens", SILENT, key, None, record)
+                run.changes.add(TOKEN_CHANGED, key + subject)
+        if new:
+            for key, record in run.old.items(b"tokens"):
+                if len(record) != _SECONDS.size or decode_seconds(record) + TOKEN_KEPT_SECONDS <= now:
+                    run.set(b"tokens", SILENT, key, record, None)
+        return len(new)
+
     def status(self, *, deep: bool = False) -> Json:
         """Summarise the store; ``problems`` says what somebody has to do.
 
@@ -1032,6 +1572,8 @@ class Store:
             transaction = old.transaction
             if transaction is None:
                 raise Refused(f"{self.folder}: there is no store. Cure: run playbooks/site.yml")
+            keyed = {key[:8] for key, _ in old.items(b"keys")}
+            keyless = [_shown_issuer(record) for key, record in old.items(b"issuers") if key not in keyed]
             counts = {name: transaction.stat(old.databases[name])["entries"] for name in DATABASES}
             problems = [f"{thing}. Cure: run playbooks/site.yml" for thing in self._permissions()]
             if (counts[b"devices"], counts[b"profiles"]) != (old.meta.devices, old.meta.profiles):
@@ -1044,6 +1586,7 @@ class Store:
             "layout": LAYOUT,
             "last_change": old.meta.last_change,
             **{name.decode(): counts[name] for name in DATABASES if name != b"meta"},
+            "issuers_without_keys": keyless,
             "bytes": self.data.stat().st_size,
             "map_size": geometry.map_size if geometry else 0,
         }
@@ -1077,6 +1620,15 @@ class Store:
                 yield _show_device(key.decode(), _sound(key.decode(), record))
             for key, record in old.items(b"revoked"):
                 yield {"revoked_serial": key.hex(), "reason": REASON_NAMES.get(record[0])}
+            for key, record in old.items(b"issuers"):
+                yield _show_issuer(self._decoded(Issuer.decode, key, record))
+            for key, record in old.items(b"keys"):
+                kept = self._decoded(Key.decode, key, record)
+                yield {"key": kept.kid, "issuer": key[:8].hex(), "algorithm": _name(ALGORITHMS, kept.algorithm)}
+            for key, record in old.items(b"tokens"):
+                yield {"revoked_token": key.hex(), "ends": self._decoded(decode_seconds, key, record)}
+            for key, record in old.items(b"cutoffs"):
+                yield {"cutoff": key.decode(), "until": self._decoded(decode_seconds, key, record)}
 
     def _decoded(self, decode: Callable[[bytes], _T], key: bytes, record: bytes) -> _T:
         try:
@@ -1104,16 +1656,23 @@ class Store:
         return Refused(f"{self.folder}: {message}. {self._damage_cure}")
 
     def _change(
-        self, work: Callable[[_Run], Json], *, check: bool = False, new: bool = True, again: bool = True
+        self,
+        work: Callable[[_Run], Json],
+        *,
+        check: bool = False,
+        new: bool = True,
+        again: bool = True,
+        upgrade: bool = False,
     ) -> Json:
         """Do some work in one transaction.
 
         :param new: a store that is not there yet may be made.
         :param again: the work can be done again, with more room.
+        :param upgrade: an older layout becomes the present one.
         """
         with self._refusals():
             if check:
-                with self._reading() as old:
+                with self._reading(upgrade=upgrade) as old:
                     answer = work(run := _Run(old, None, {}))
                     return self._answer(answer, run, run.finish(), self._permissions())
             if not new and not self._exists():
@@ -1124,7 +1683,7 @@ class Store:
                 size = max(self._map_size, geometry.map_size if (geometry := self._geometry()) else 0)
                 while True:
                     try:
-                        answer, run, meta = self._write(work, size)
+                        answer, run, meta = self._write(work, size, upgrade=upgrade)
                         break
                     except lmdb.MapFullError:
                         if not again or size >= MOST_MAP:
@@ -1146,7 +1705,7 @@ class Store:
             "files": files,
         }
 
-    def _write(self, work: Callable[[_Run], Json], size: int) -> tuple[Json, _Run, Meta]:
+    def _write(self, work: Callable[[_Run], Json], size: int, *, upgrade: bool) -> tuple[Json, _Run, Meta]:
         with contextlib.ExitStack() as stack:
             stack.callback(os.umask, os.umask(0o077))
             environment = stack.enter_context(
@@ -1154,10 +1713,11 @@ class Store:
             )
             # A run that was killed leaves its place in the table of readers, and would keep old pages from being used.
             environment.reader_check()
-            old = self._snapshot(environment, stack)
+            old = self._snapshot(environment, stack, upgrade=upgrade)
             write = self._begin(environment)
             try:
-                databases = old.databases or {name: environment.open_db(name, txn=write) for name in DATABASES}
+                missing = [name for name in DATABASES if name not in old.databases]
+                databases = {**old.databases, **{name: environment.open_db(name, txn=write) for name in missing}}
                 answer = work(run := _Run(old, write, databases))
                 meta = run.finish()
             except BaseException:
@@ -1185,30 +1745,37 @@ class Store:
                 stream.truncate(geometry.size)
                 os.fsync(stream.fileno())
 
-    def _snapshot(self, environment: lmdb.Environment, stack: contextlib.ExitStack) -> _Old:
-        """Begin to read, after a look at whether it is a store at all."""
+    def _snapshot(self, environment: lmdb.Environment, stack: contextlib.ExitStack, *, upgrade: bool = False) -> _Old:
+        """Begin to read, after a look at whether it is a store at all; of an older layout only to `upgrade` it."""
         with environment.begin() as transaction:
             with transaction.cursor() as cursor:
                 names = tuple(cursor.iternext(values=False))
             if not names:
                 return _Old(None, {}, Meta())
-            if set(names) != set(DATABASES):
+            if set(names) not in (set(DATABASES), set(DATABASES_1)):
                 raise self._refusal(_FOREIGN)
         # A database that was opened in a transaction is everybody's once that has ended well.
         if environment.flags()["readonly"]:
-            databases = {name: environment.open_db(name, create=False) for name in DATABASES}
+            databases = {name: environment.open_db(name, create=False) for name in names}
         else:
             with self._begin(environment) as none:
-                databases = {name: environment.open_db(name, txn=none, create=False) for name in DATABASES}
+                databases = {name: environment.open_db(name, txn=none, create=False) for name in names}
         transaction = stack.enter_context(environment.begin())
         try:
             meta = Meta.decode(transaction.get(META, db=databases[b"meta"]))
         except Damaged as exc:
             raise self._refusal(str(exc)) from None
+        if (meta.layout == LAYOUT) is not (len(databases) == len(DATABASES)):
+            raise self._refusal(_FOREIGN)
+        if meta.layout != LAYOUT and not upgrade:
+            raise Refused(
+                f"{self.folder}: it has layout {meta.layout}, and this tool works with layout {LAYOUT}. "
+                "Cure: run playbooks/site.yml, which brings it to that"
+            )
         return _Old(transaction, databases, meta)
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[_Old]:
+    def _reading(self, *, upgrade: bool = False) -> Iterator[_Old]:
         """Read what is there, and change nothing; a store that is not there is empty."""
         with self._refusals(), contextlib.ExitStack() as stack:
             if not self._exists():
@@ -1224,7 +1791,7 @@ class Store:
                     lock=(self.folder / "lock.mdb").exists(),
                 )
             )
-            yield self._snapshot(environment, stack)
+            yield self._snapshot(environment, stack, upgrade=upgrade)
 
     def _exists(self) -> bool:
         try:
@@ -1392,18 +1959,84 @@ def _apply(run: _Run, compiled: Compiled) -> Json:
     profiles = run.merge(b"profiles", PROFILE_CHANGED, sorted(compiled.profiles.items()))
     zones = run.merge(b"zones", EVERYTHING_CHANGED, sorted(compiled.zones.items()))
     serials = ((key, bytes((reason,))) for key, reason in sorted(compiled.secrets.serials.items()))
+    issuers = _apply_issuers(run, compiled)
     return {
         "added": devices["added"],
         "changed_devices": devices["changed"],
         "removed": devices["removed"],
         "profiles": sum(profiles.values()),
         "zones": sum(zones.values()),
+        "issuers": issuers,
         "revoked_serials": sum(run.merge(b"revoked", SERIAL_CHANGED, serials).values()),
         "revoked": revoked,
         "reinstated": reinstated,
         "without_secret": sorted(compiled.without_secret)[:TOLD],
         "unused_secrets": sorted(compiled.unused_passwords | compiled.unused_psk)[:TOLD],
     }
+
+
+def _apply_issuers(run: _Run, compiled: Compiled) -> int:
+    """Make issuers and keys what the site says. :returns: how many issuers are different."""
+    different: set[bytes] = set()
+    wanted = sorted((issuer_key(iss), issuer.encode()) for iss, issuer in compiled.issuers.items())
+    run.merge(b"issuers", SILENT, wanted, lambda key, _before, _after: different.add(key))
+    for iss, keys in compiled.keys.items():
+        if keys is not None and _replace_keys(run, iss, keys):
+            different.add(issuer_key(iss))
+    known = {key for key, _ in wanted}
+    for key, record in run.old.items(b"keys"):
+        if key[:8] not in known:
+            run.set(b"keys", SILENT, key, record, None)
+            different.add(key[:8])
+    for key in sorted(different):
+        run.changes.add(ISSUER_CHANGED, key)
+    return len(different)
+
+
+def _replace_keys(run: _Run, iss: str, keys: Mapping[str, Key]) -> bool:
+    """Make the keys of an issuer these. :returns: whether they were others."""
+    issuer = issuer_key(iss)
+    old = ((key, record) for key, record in run.old.items(b"keys") if key[:8] == issuer)
+    new = sorted((key_key(iss, kid), key.encode()) for kid, key in keys.items())
+    differences = list(_differences(old, new))
+    for key, before, after in differences:
+        run.set(b"keys", SILENT, key, before, after)
+    return bool(differences)
+
+
+def _add_cutoffs(run: _Run, cutoffs: Mapping[object, object]) -> int:
+    """Move the ends of old tokens forward, never back. :returns: how many were moved."""
+    moved = 0
+    for device_id, until in cutoffs.items():
+        key, seconds = _device_id(device_id), _seconds(until)
+        before = run.old.get(b"cutoffs", key)
+        if before is None or len(before) != _SECONDS.size or decode_seconds(before) < seconds:
+            run.set(b"cutoffs", CUTOFF_CHANGED, key, before, encode_seconds(seconds))
+            moved += 1
+    return moved
+
+
+def _issuer(old: _Old, iss: str) -> Issuer:
+    record = old.get(b"issuers", issuer_key(iss)) if _encodable(iss) else None
+    try:
+        issuer = None if record is None else Issuer.decode(record)
+    except Damaged as exc:
+        raise Refused(f"the record of {iss!r} is damaged: {exc}. Cure: run playbooks/site.yml") from None
+    if issuer is None or issuer.iss != iss:
+        raise Refused(f"the store has no issuer {iss!r}. Cure: name one of policy.yml, and run playbooks/site.yml")
+    return issuer
+
+
+def _device_id(value: object) -> bytes:
+    if not isinstance(value, str) or not DEVICE_ID.fullmatch(value):
+        raise Refused(f"{value!r} cannot be a device's id. Cure: name one as devices.yml does")
+    return value.encode()
+
+
+def _seconds(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _MOST_SECONDS:
+        raise Refused(f"{value!r} is not a time in unix seconds. Cure: give a whole number of seconds")
+    return value
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1419,7 +2052,12 @@ def _sound(device_id: str, record: bytes) -> Device:
 
 
 def _show_device(device_id: str, device: Device) -> Json:
-    ways = {"certificate": device.certificate, "password": device.password, "psk": device.psk}
+    ways = {
+        "certificate": device.certificate,
+        "password": device.password,
+        "psk": device.psk,
+        "token": device.token,
+    }
     return {
         "device": device_id,
         "profile": device.profile.hex(),
@@ -1448,6 +2086,32 @@ def _show_profile(key: bytes, rules: Iterable[Rule]) -> Json:
             for rule in rules
         ],
     }
+
+
+def _show_issuer(issuer: Issuer) -> Json:
+    roles = [
+        {"value": role.value, "profile": role.profile.hex(), "claims": list(role.claims)} for role in issuer.mappings
+    ]
+    return {
+        "issuer": issuer.iss,
+        "service": bool(issuer.flags & OWN_SERVICE),
+        "audience": list(issuer.audience),
+        "algorithms": [name for name, bit in ALGORITHMS.items() if issuer.algorithms & bit],
+        "leeway": issuer.leeway,
+        "longest": issuer.longest,
+        "typ": list(issuer.typ),
+        "scope": _name(SCOPES, issuer.flags & AIF_SCOPE),
+        "claim": issuer.claim,
+        "prefix": issuer.prefix,
+        "roles": {"claim": issuer.roles, "map": roles} if issuer.flags & ROLES_MAPPED else None,
+    }
+
+
+def _shown_issuer(record: bytes) -> str:
+    try:
+        return Issuer.decode(record).iss
+    except Damaged:
+        return "?"
 
 
 def _name(names: Mapping[str, int], number: int) -> str:
@@ -1490,6 +2154,41 @@ def _damage(old: _Old) -> Iterator[str]:
     for key, record in old.items(b"revoked"):
         if len(record) != 1 or record[0] not in REASON_NAMES:
             yield f"serial number {key.hex()}: it has no reason"
+    yield from _token_damage(old, profiles)
+
+
+def _token_damage(old: _Old, profiles: Mapping[bytes, int]) -> Iterator[str]:
+    """Say what is wrong with issuers, keys and what was revoked of tokens.
+
+    :param profiles: how many values each needs.
+    """
+    issuers = set()
+    for key, record in old.items(b"issuers"):
+        try:
+            issuer = Issuer.decode(record)
+        except Damaged as exc:
+            yield f"issuer {key.hex()}: {exc}"
+            continue
+        issuers.add(key)
+        if issuer_key(issuer.iss) != key:
+            yield f"issuer {issuer.iss}: it stands in the wrong place"
+        for mapping in issuer.mappings:
+            if mapping.profile not in profiles:
+                yield f"issuer {issuer.iss}: a profile is missing"
+            elif len(mapping.claims) < profiles[mapping.profile]:
+                yield f"issuer {issuer.iss}: it lacks claims for a profile"
+    for key, record in old.items(b"keys"):
+        try:
+            if hashlib.sha256(Key.decode(record).kid.encode()).digest()[:8] != key[8:] or key[:8] not in issuers:
+                yield f"key {key.hex()}: it stands in the wrong place"
+        except Damaged as exc:
+            yield f"key {key.hex()}: {exc}"
+    for database, what in ((b"tokens", "revoked token"), (b"cutoffs", "cutoff")):
+        for key, record in old.items(database):
+            try:
+                decode_seconds(record)
+            except Damaged as exc:
+                yield f"{what} {key.hex()}: {exc}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1522,11 +2221,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     for command in (revoke, reinstate):
         command.add_argument("device", metavar="ID")
+    keys = commands.add_parser("keys", parents=[common], help="take over an issuer's public keys: a JWKS on stdin")
+    token = commands.add_parser("revoke-token", parents=[common], help="refuse one token from now on")
+    token.add_argument("issuer", metavar="ISS", help="its issuer")
+    token.add_argument("jti", metavar="JTI", help="its name")
+    token.add_argument("expires", type=int, metavar="EXP", help="when it ends, in unix seconds")
+    token.add_argument("device", metavar="DEVICE", help="whose it is")
+    cutoff = commands.add_parser("cutoff", parents=[common], help="refuse all tokens that a device got until then")
+    cutoff.add_argument("device", metavar="DEVICE")
+    cutoff.add_argument("until", type=int, metavar="SECONDS", help="unix seconds")
+    revocations = commands.add_parser(
+        "revocations", parents=[common], help="refuse what the site's token service revoked: its verified list on stdin"
+    )
+    for command in (keys, revocations):
+        command.add_argument("issuer", metavar="ISS", help="the issuer, as in policy.yml")
     status = commands.add_parser("status", parents=[common], help="read-only health of the store")
     status.add_argument("--deep", action="store_true", help="read every record")
     dump = commands.add_parser("dump", parents=[common], help="what the store says, as JSON lines, without secrets")
     dump.add_argument("device", nargs="?", metavar="ID")
     return parser
+
+
+def _from_stdin(most: int = MOST_JWKS) -> object:
+    """Read JSON that came from a network."""
+    text = sys.stdin.buffer.read(most + 1)
+    if len(text) > most:
+        raise Refused(f"stdin has more than {most} bytes. Cure: look where it comes from")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise Refused("stdin is not JSON. Cure: look where it comes from") from None
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -1535,6 +2259,14 @@ def _run(options: argparse.Namespace) -> int:
         case "apply":
             secrets = json.loads(sys.stdin.read())
             result = store.apply(CompiledFile(options.compiled), secrets, check=options.check)
+        case "keys":
+            result = store.set_keys(options.issuer, _from_stdin())
+        case "revoke-token":
+            result = store.revoke_token(options.issuer, options.jti, options.expires, options.device)
+        case "cutoff":
+            result = store.cutoff(options.device, options.until)
+        case "revocations":
+            result = store.revocations(options.issuer, _from_stdin(MOST_REVOCATIONS))
         case "revoke":
             result = store.revoke(options.device, options.reason)
         case "reinstate":

@@ -66,9 +66,9 @@ size_t topics__intersection(const char *one, size_t one_len, const char *other, 
 
 /* ---- record.c: the records of the store. Every byte is checked; nothing is allocated ---- */
 
-enum { FLAG_REVOKED = 1, FLAG_CERTIFICATE = 2, FLAG_PASSWORD = 4, FLAG_PSK = 8 };
+enum { FLAG_REVOKED = 1, FLAG_CERTIFICATE = 2, FLAG_PASSWORD = 4, FLAG_PSK = 8, FLAG_TOKEN = 16 };
 
-#define RECORD_LAYOUT 1
+#define RECORD_LAYOUT 2
 #define RECORD_ITERATIONS_MAX 10000 /* of PBKDF2: 9 ms of the broker's only thread; bednet-ca asks for 101 */
 #define RECORD_HASH_MIN 32 /* bytes */
 #define RECORD_HASH_MAX 64 /* bytes: one block of SHA-512 */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The records of the store, layout 1 (docs/store.md). What is written there is believed only as far as it parses: a
+ * The records of the store, layout 2 (docs/store.md). What is written there is believed only as far as it parses: a
  * length that leads out of its record, a flag that we do not know or a byte too many make it worthless, and the device
  * that it belongs to is refused.
  */
@@ -119,7 +119,7 @@ bool record__meta(struct slice bytes, struct meta_record *out)
 
 bool record__device(struct slice bytes, struct device_record *out)
 {
-	const uint8_t known = FLAG_REVOKED | FLAG_CERTIFICATE | FLAG_PASSWORD | FLAG_PSK;
+	const uint8_t known = FLAG_REVOKED | FLAG_CERTIFICATE | FLAG_PASSWORD | FLAG_PSK | FLAG_TOKEN;
 	uint8_t version;
 	size_t i;
 

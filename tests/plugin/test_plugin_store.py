@@ -108,7 +108,7 @@ def _other_layout(folder: Path) -> None:
         (_other_environment, "cannot be read"),
         (_no_meta, "not bednet's"),
         (_other_magic, "not bednet's"),
-        (_other_layout, "has layout 2, and this plugin reads layout 1"),
+        (_other_layout, "has layout 1, and this plugin reads layout 2"),
     ],
 )
 def test_the_broker_does_not_start_without_a_sound_store(

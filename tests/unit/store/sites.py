@@ -45,6 +45,7 @@ def device(name: str, key: str = "sensor", *authentication: str, **more: Any) ->
         "profile": key,
         "values": [],
         "authentication": list(authentication) or ["certificate"],
+        "token": "tls_client_auth" if "token" in authentication else None,
         "until": None,
         "revoked": None,
         **more,
@@ -52,13 +53,37 @@ def device(name: str, key: str = "sensor", *authentication: str, **more: Any) ->
 
 
 def compiled(
-    devices: Iterable[Json] = (), profiles: Iterable[Json] | None = None, zones: Iterable[Json] = ()
+    devices: Iterable[Json] = (),
+    profiles: Iterable[Json] | None = None,
+    zones: Iterable[Json] = (),
+    issuers: Iterable[Json] = (),
 ) -> list[str]:
     """Return the lines of a compiled site; the devices stand in the order in which they are given."""
     profiles = [profile()] if profiles is None else list(profiles)
-    devices, zones = list(devices), list(zones)
-    header = {"bednet-compiled": 1, "zones": len(zones), "profiles": len(profiles), "devices": len(devices)}
-    return [json.dumps(entry) + "\n" for entry in [header, *zones, *profiles, *devices]]
+    counted = {"zones": list(zones), "profiles": profiles, "issuers": list(issuers), "devices": list(devices)}
+    header = {"bednet-compiled": 2, **{name: len(entries) for name, entries in counted.items()}}
+    return [json.dumps(entry) + "\n" for entry in [header, *(entry for part in counted.values() for entry in part)]]
+
+
+def issuer(iss: str = "https://tokens.plant.example:8443", **more: Any) -> Json:
+    """Return an issuer's line; keys come later."""
+    return {
+        "issuer": iss,
+        "name": "site",
+        "service": False,
+        "audience": ["mqtts://plant.example"],
+        "algorithms": ["ES256"],
+        "leeway": 30,
+        "longest": 86400,
+        "typ": ["at+jwt"],
+        "scope": "policy",
+        "claim": "sub",
+        "prefix": "",
+        "roles": None,
+        "keys": None,
+        "jwks_url": None,
+        **more,
+    }
 
 
 def many(number: int, *, location: str = "hall-1") -> list[str]:

@@ -136,7 +136,7 @@ def test_the_store_of_a_site_means_what_the_site_means(folder: Path, tmp_path: P
 
 def test_the_lines_are_in_order_and_as_many_as_the_first_one_says(folder: Path) -> None:
     header, *entries = map(json.loads, compiled.lines(load_site(folder)))
-    assert header == {"bednet-compiled": 1, "zones": 2, "profiles": 4, "devices": 5}
+    assert header == {"bednet-compiled": 2, "zones": 2, "profiles": 4, "issuers": 0, "devices": 5}
     kinds = ["zone" if "zone" in entry else "rules" if "rules" in entry else "device" for entry in entries]
     assert kinds == ["zone"] * 2 + ["rules"] * 4 + ["device"] * 5
     assert [entry["device"] for entry in entries[6:]] == ["B", "a", "bednet-probe", "d", "z"]
@@ -148,6 +148,7 @@ def test_the_lines_are_in_order_and_as_many_as_the_first_one_says(folder: Path) 
         "profile": entries[6]["profile"],
         "values": ["hall-1", "ü"],
         "authentication": ["certificate"],
+        "token": None,
         "until": end,
         "revoked": None,
     }

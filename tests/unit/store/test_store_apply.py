@@ -115,9 +115,10 @@ def _shown(item: sites.Json) -> sites.Json:
 
 
 def _shown_device(entry: sites.Json, given_secrets: sites.Json) -> sites.Json:
-    held = {"certificate"} | ({"password", "psk"} if entry["device"] in given_secrets["passwords"] else set())
+    entry = {key: value for key, value in entry.items() if key != "token"}
+    held = {"certificate", "token"} | ({"password", "psk"} if entry["device"] in given_secrets["passwords"] else set())
     if entry["revoked"] is not None:
-        held = {"certificate"}
+        held = {"certificate", "token"}
     ways = [way for way in store.AUTHENTICATION if way in held and way in entry["authentication"]]
     return {**entry, "profile": store.profile_key(entry["profile"]).hex(), "authentication": ways}
 
@@ -342,7 +343,7 @@ UNSOUND: dict[str, tuple[list[str], str]] = {
     "no JSON": (["hello\n"], ":1: the line is not JSON"),
     "a list": (["[]\n"], ":1: the first line must be an object with bednet-compiled"),
     "deep": (["[" * 100_000 + "\n"], ":1: the line is not JSON"),
-    "another format": (header(**{"bednet-compiled": 2}), ":1: the format is 2, and this tool reads format 1"),
+    "another format": (header(**{"bednet-compiled": 1}), ":1: the format is 1, and this tool reads format 2"),
     "a count that is none": (header(devices="2"), "'devices' must be a whole number"),
     "a truth for a count": (header(devices=True), "'devices' must be a whole number"),
     "cut off at a line": (compiled([device("a"), device("b")])[:-1], ":4: the file ends too early"),
@@ -362,8 +363,8 @@ UNSOUND: dict[str, tuple[list[str], str]] = {
     "too few values": (compiled([device("a")], [profile(names=["x"])]), "device 'a' has not the 1 values"),
     "no authentication": (with_device(authentication=[]), "device 'b' has no way to authenticate"),
     "unknown authentication": (
-        with_device(authentication=["token"]),
-        "'b' authenticates with 'token', which is unknown",
+        with_device(authentication=["word"]),
+        "'b' authenticates with 'word', which is unknown",
     ),
     "until zero": (with_device(until=0), "device 'b': until must be a whole number from 1"),
     "until text": (with_device(until="2026"), "device 'b': until must be a whole number"),

@@ -16,7 +16,7 @@ def test_the_compiled_site_of_the_manual_can_be_applied(tmp_path: Path) -> None:
     (example,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
     result = store.Store(tmp_path / "store").apply(example.splitlines(keepends=True), secrets())
     named = set(re.findall(r"^\| `(\w+)` \| ", PAGE, re.MULTILINE))
-    assert result["devices"] == 2
+    assert result["devices"] == 3
     assert {"revoked", "reinstated", "without_secret", "unused_secrets", "files"} <= named & result.keys()
     assert [key for key in result if f"`{key}`" not in PAGE] == []
 
@@ -24,7 +24,7 @@ def test_the_compiled_site_of_the_manual_can_be_applied(tmp_path: Path) -> None:
 def test_every_command_of_the_manual_is_one_of_the_tool() -> None:
     documented = {match.split()[0] for match in re.findall(r"^\| `bednet-store ([^`]+)`", PAGE, re.MULTILINE)}
     help_text = store._parser().format_help()
-    assert documented == set(re.findall(r"^    (\w+) +\w", help_text, re.MULTILINE))
+    assert documented == set(re.findall(r"^    ([\w-]+)(?: +\w|$)", help_text, re.MULTILINE))
 
 
 def test_the_numbers_of_the_manual_are_those_of_the_tool() -> None:

@@ -261,7 +261,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "text": (lambda folder: _text(folder, "hello\n" * 10_000), "not a data file of LMDB"),
     "zeros": (lambda folder: _text(folder, "\0" * 65_536), "not a data file of LMDB"),
     "somebody else's": (_foreign, "it is an LMDB environment, but not a store of bednet"),
-    "another layout": (_meta(lambda meta: meta[:8] + b"\2" + meta[9:]), "has layout 2, and this tool knows layout 1"),
+    "another layout": (_meta(lambda meta: meta[:8] + b"\3" + meta[9:]), "has layout 3, and this tool knows layout 2"),
     "another magic": (_meta(lambda meta: b"X" + meta[1:]), "but not a store of bednet"),
     "a short meta": (_meta(lambda meta: meta[:-1]), "but not a store of bednet"),
     "a meta with more": (_meta(lambda meta: meta[:12] + b"\1" + meta[13:]), "record 'meta' is damaged"),
@@ -336,7 +336,7 @@ def test_every_kind_of_damage_is_named(folder: Path) -> None:
     plant = store.Store(folder, group=OURS)
     plant.apply(lines, secrets(revoked_serials={"0a": "superseded"}))
     assert plant.status(deep=True)["problems"] == []
-    with lmdb.open(str(folder), max_dbs=6) as environment:
+    with lmdb.open(str(folder), max_dbs=10) as environment:
         databases = {name: environment.open_db(name, create=False) for name in store.DATABASES}
         with environment.begin(write=True) as transaction:
             transaction.delete(store.zone_key("Europe/Berlin"), db=databases[b"zones"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layout 1 of the store's records, byte for byte.
+"""Layout 2 of the store's records, byte for byte.
 
 The plugin reads these bytes in C. Each golden record below is written out by hand from docs/store.md, field by field,
 so that neither side can drift: whoever changes a byte here changes the layout, and must give it a new number.
@@ -54,6 +54,14 @@ DEVICES = {
         store.Device(PROFILE, psk=bytes.fromhex(sites.PSK)),
         "01 08 00 00  0102030405060708  0000000000000000  10 00112233445566778899aabbccddeeff",
     ),
+    "a token": (
+        store.Device(PROFILE, token=True),
+        "01 10 00 00  0102030405060708  0000000000000000",
+    ),
+    "a token that is refused, as its device is": (
+        store.Device(PROFILE, certificate=True, token=True, revoked=4),
+        "01 13 04 00  0102030405060708  0000000000000000",
+    ),
     "everything": (
         store.Device(PROFILE, ("x",), True, store.Password(1, b"s", bytes(64)), bytes(16), 1),
         f"01 0e 00 01  0102030405060708  0100000000000000  01 78  01000000 01 73 40 {'00' * 64}  10 {'00' * 16}",
@@ -100,6 +108,72 @@ ZONES = {
 }
 
 
+ISSUERS = {
+    "the least": (
+        store.Issuer("https://i", ("a",)),
+        (
+            "01 00 0100  1e000000 80510100  0900 68747470733a2f2f69"
+            "01 0100 61  01 06 61742b6a7774  03 737562  00  00  00"
+        ),
+    ),
+    "the site's own service": (
+        store.Issuer("i", ("a", "bc"), ("at+jwt", ""), 3, store.AIF_SCOPE | store.OWN_SERVICE, 0, 900),
+        "01 05 0300  00000000 84030000  0100 69  02 0100 61 0200 6263  02 06 61742b6a7774 00  03 737562  00  00  00",
+    ),
+    "roles": (
+        store.Issuer(
+            "i",
+            ("a",),
+            ("jwt",),
+            12,
+            store.ROLES_MAPPED,
+            300,
+            1,
+            "azp",
+            "kc-",
+            "r.s",
+            (store.RoleMapping("v", PROFILE), store.RoleMapping("w", PROFILE, ("l", "m.n"))),
+        ),
+        (
+            "01 02 0c00  2c010000 01000000  0100 69  01 0100 61  01 03 6a7774  03 617a70  03 6b632d  03 722e73"
+            "02  0100 76 0102030405060708 00  0100 77 0102030405060708 02 01 6c 03 6d2e6e"
+        ),
+    ),
+}
+
+KEYS = {
+    "ES256": (store.Key(1, "k1", b"spki"), "01 01  02 6b31  0400 73706b69"),
+    "no name": (store.Key(8, "", b"s"), "01 08  00  0100 73"),
+}
+
+
+@pytest.mark.parametrize("name", ISSUERS)
+def test_an_issuer_has_these_bytes(name: str) -> None:
+    issuer, record = ISSUERS[name]
+    assert issuer.encode().hex() == bytes.fromhex(record).hex()
+    assert store.Issuer.decode(bytes.fromhex(record)) == issuer
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_a_key_has_these_bytes(name: str) -> None:
+    key, record = KEYS[name]
+    assert key.encode().hex() == bytes.fromhex(record).hex()
+    assert store.Key.decode(bytes.fromhex(record)) == key
+
+
+def test_a_time_has_these_bytes() -> None:
+    assert store.encode_seconds(0x1122334455) == bytes.fromhex("5544332211000000")
+    assert store.decode_seconds(bytes.fromhex("5544332211000000")) == 0x1122334455
+
+
+def test_keys_of_what_belongs_to_tokens_are_the_beginnings_of_digests() -> None:
+    iss, other = hashlib.sha256(b"https://i").digest(), hashlib.sha256(b"").digest()
+    assert store.issuer_key("https://i") == iss[:8]
+    assert store.key_key("https://i", "k") == iss[:8] + hashlib.sha256(b"k").digest()[:8]
+    assert store.key_key("https://i", "") == iss[:8] + other[:8]
+    assert store.token_key("https://i", "j") == hashlib.sha256(b"https://i\0j").digest()[:16]
+
+
 @pytest.mark.parametrize("name", DEVICES)
 def test_a_device_has_these_bytes(name: str) -> None:
     device, record = DEVICES[name]
@@ -122,9 +196,13 @@ def test_a_zone_has_these_bytes(name: str) -> None:
 
 
 def test_the_meta_record_has_these_bytes() -> None:
-    record = bytes.fromhex("4245444e45545354 01000000 00000000 0300000000000000 0200000000000000 0100000000000000")
+    record = bytes.fromhex("4245444e45545354 02000000 00000000 0300000000000000 0200000000000000 0100000000000000")
     assert store.Meta(3, 2, 1).encode() == record
     assert store.Meta.decode(record) == store.Meta(3, 2, 1)
+    older = record[:8] + b"\1" + record[9:]
+    assert store.Meta.decode(older) == store.Meta(3, 2, 1, layout=1)
+    with pytest.raises(store.Damaged, match="layout 3, and this tool knows layout 2"):
+        store.Meta.decode(record[:8] + b"\3" + record[9:])
 
 
 def test_keys_are_the_beginnings_of_digests_as_they_stand() -> None:
@@ -157,6 +235,7 @@ passwords = st.builds(
     st.none() | st.binary(min_size=16, max_size=64),
     st.integers(0, 1 << 62),
     st.none() | st.sampled_from(sorted(store.REASON_NAMES)),
+    st.booleans(),
 )
 def test_a_device_comes_back_as_it_went(
     profile: bytes,
@@ -166,10 +245,11 @@ def test_a_device_comes_back_as_it_went(
     psk: bytes | None,
     until: int,
     revoked: int | None,
+    token: bool,
 ) -> None:
     if revoked is not None:
         password = psk = None
-    device = store.Device(profile, values, certificate, password, psk, until, revoked)
+    device = store.Device(profile, values, certificate, password, psk, until, revoked, token)
     assert store.Device.decode(device.encode()) == device
 
 
@@ -183,6 +263,9 @@ def _records() -> list[tuple[str, Callable[[bytes], object], bytes]]:
         *((name, store.Device.decode, bytes.fromhex(record)) for name, (_, record) in DEVICES.items()),
         *((name, store.decode_profile, bytes.fromhex(record)) for name, (_, record) in PROFILES.items()),
         *((name, store.decode_zone, bytes.fromhex(record)) for name, (_, record) in ZONES.items()),
+        *((name, store.Issuer.decode, bytes.fromhex(record)) for name, (_, record) in ISSUERS.items()),
+        *((name, store.Key.decode, bytes.fromhex(record)) for name, (_, record) in KEYS.items()),
+        ("a time", store.decode_seconds, bytes(8)),
     ]
 
 
@@ -227,7 +310,7 @@ def test_whatever_a_record_is_it_is_read_or_called_damaged(record: bytes) -> Non
     ("record", "why"),
     [
         ("02 02 00 00  0102030405060708  0000000000000000", "version is 2"),
-        ("01 12 00 00  0102030405060708  0000000000000000", "flags are 0x12"),
+        ("01 22 00 00  0102030405060708  0000000000000000", "flags are 0x22"),
         ("01 05 00 00  0102030405060708  0000000000000000", "flags are 0x05"),  # revoked, and with a password
         ("01 02 01 00  0102030405060708  0000000000000000", "reason is 1"),  # a reason, and not revoked
         ("01 01 07 00  0102030405060708  0000000000000000", "reason is 7"),
