@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device authorization (RFC 8628): requests of devices that a human approves.
+
+- :func:`open_request`: a device asks; it gets a device code to poll with, and a user code to show.
+- :func:`find`, :func:`decide`: a human looks at the request behind a user code, and decides.
+- :func:`poll`: the device asks whether it was decided.
+- :func:`allow_attempt`: counts attempts, so that codes cannot be tried out.
+
+Both codes are stored as hashes: who reads the database can neither poll nor approve.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from bednet.token_service.database import attempts, device_requests
+
+if TYPE_CHECKING:
+    from bednet.token_service.database import Database
+
+EXPIRES_IN, INTERVAL = 600, 5
+"""Seconds that a request is open, and between two polls (RFC 8628, 3.2)."""
+
+SLOWER = 5
+"""Seconds that the interval grows by when a device polls too fast (RFC 8628, 3.5)."""
+
+ALPHABET = "BCDFGHJKLMNPQRSTVWXZ"
+"""Letters that make no words and look like no digits (RFC 8628, 6.1)."""
+
+CODE_LETTERS = 8
+"""20^8 codes, some 2^34. With :data:`MOST_LOOKS` tries for each approver nobody finds an open one."""
+
+MOST_OPEN = 3
+"""Requests of one device that may be open at a time."""
+
+MOST_LOOKS, LOOKS_SECONDS = 10, 600
+"""User codes that one approver may enter in vain, and in which time."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """An open or decided request; times are unix seconds.
+
+    :ivar key: what the database knows the device code by.
+    :ivar state: ``pending``, ``approved`` or ``denied``.
+    :ivar address: where it was asked from.
+    """
+
+    key: str
+    device: str
+    scope: str | None
+    address: str
+    created: int
+    exp: int
+    interval: int
+    polled: int | None
+    state: str
+    approver: str | None
+
+
+def _hash(code: str) -> str:
+    return hashlib.sha256(code.encode(errors="replace")).hexdigest()
+
+
+def _plain(user_code: str) -> str:
+    """Leave out what people add or change when they type a code (RFC 8628, 6.1)."""
+    return "".join(letter for letter in user_code.upper() if letter in ALPHABET)
+
+
+def show(user_code: str) -> str:
+    """Return a user code as people read it."""
+    return f"{user_code[:4]}-{user_code[4:]}"
+
+
+def open_request(
+    connection: sa.engine.Connection, *, device: str, scope: str | None, address: str, now: int
+) -> tuple[str, str] | None:
+    """Open a request. :returns: the device code and the user code; None when the device has too many open."""
+    pending = connection.execute(
+        sa.select(sa.func.count())
+        .select_from(device_requests)
+        .where(device_requests.c.device == device)
+        .where(device_requests.c.state == "pending")
+        .where(device_requests.c.exp > now)
+    ).scalar()
+    if pending is not None and pending >= MOST_OPEN:
+        return None
+    device_code = secrets.token_urlsafe(32)
+    user_code = "".join(secrets.choice(ALPHABET) for _ in range(CODE_LETTERS))
+    connection.execute(
+        device_requests.insert().values(
+            device_code=_hash(device_code),
+            user_code=_hash(user_code),
+            device=device,
+            scope=scope,
+            address=address[:64],
+            created=now,
+            exp=now + EXPIRES_IN,
+            interval=INTERVAL,
+            state="pending",
+        )
+    )
+    return device_code, user_code
+
+
+def _request(row: sa.engine.RowMapping | None) -> Request | None:
+    if row is None:
+        return None
+    return Request(
+        key=row["device_code"],
+        device=row["device"],
+        scope=row["scope"],
+        address=row["address"],
+        created=row["created"],
+        exp=row["exp"],
+        interval=row["interval"],
+        polled=row["polled"],
+        state=row["state"],
+        approver=row["approver"],
+    )
+
+
+def find(connection: sa.engine.Connection, user_code: str, now: int) -> Request | None:
+    """Return the open request behind a user code, however it is typed."""
+    row = connection.execute(
+        sa.select(device_requests)
+        .where(device_requests.c.user_code == _hash(_plain(user_code)))
+        .where(device_requests.c.state == "pending")
+        .where(device_requests.c.exp > now)
+    ).mappings()
+    return _request(row.first())
+
+
+def decide(connection: sa.engine.Connection, request: Request, *, approved: bool, approver: str) -> bool:
+    """Approve or deny an open request. :returns: whether it was still open."""
+    changed = connection.execute(
+        device_requests.update()
+        .where(device_requests.c.device_code == request.key)
+        .where(device_requests.c.state == "pending")
+        .values(state="approved" if approved else "denied", approver=approver)
+    )
+    return bool(changed.rowcount)
+
+
+def of_device_code(connection: sa.engine.Connection, device_code: str) -> Request | None:
+    """Return the request behind a device code, whatever its state."""
+    row = connection.execute(
+        sa.select(device_requests).where(device_requests.c.device_code == _hash(device_code))
+    ).mappings()
+    return _request(row.first())
+
+
+def poll(connection: sa.engine.Connection, request: Request, now: int) -> bool:
+    """Note a poll of a pending request. :returns: whether it came too soon; the interval grows then."""
+    too_soon = request.polled is not None and now < request.polled + request.interval
+    interval = request.interval + SLOWER if too_soon else request.interval
+    connection.execute(
+        device_requests.update()
+        .where(device_requests.c.device_code == request.key)
+        .values(polled=now, interval=interval)
+    )
+    return too_soon
+
+
+def take(connection: sa.engine.Connection, request: Request) -> bool:
+    """Use up an approved request: a device code gives one token. :returns: whether it was there."""
+    gone = connection.execute(
+        device_requests.delete()
+        .where(device_requests.c.device_code == request.key)
+        .where(device_requests.c.state == "approved")
+    )
+    return bool(gone.rowcount)
+
+
+def allow_attempt(database: Database, connection: sa.engine.Connection, who: str, now: int) -> bool:
+    """Count an attempt at a user code. :returns: whether it is one too many."""
+    row = connection.execute(sa.select(attempts).where(attempts.c.who == who)).mappings().first()
+    fresh = row is None or now >= row["since"] + LOOKS_SECONDS or now < row["since"]
+    count = 1 if fresh or row is None else row["count"] + 1
+    since = now if fresh or row is None else row["since"]
+    database.insert_or_update(connection, attempts, {"who": who, "since": since, "count": count})
+    return count <= MOST_LOOKS

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens that are over before their time (RFC 7009), and the list of them that brokers fetch.
+
+- :func:`revoke_token`, :func:`revoke_device`: ends one token, or all of a device's so far.
+- :func:`is_revoked`: says whether a token is over.
+- :func:`listed`: the content of the revocation list (docs/token-service.md).
+- :func:`purge`: forgets what is over in any case.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from bednet.token_service.database import assertions, attempts, cutoffs, device_requests, devices, tokens
+
+if TYPE_CHECKING:
+    from bednet.token_service.database import Database
+    from bednet.token_service.jose import Json
+
+LEEWAY = 300
+"""Seconds that a revoked token is listed after its end; an issuer's leeway is at most that."""
+
+CUTOFF_SECONDS = 86_400 + LEEWAY
+"""How long a cutoff is listed: no token of this service is valid for more than a day."""
+
+LIST_SECONDS = 3600
+"""How long a list is good."""
+
+
+def revoke_token(connection: sa.engine.Connection, jti: str, now: int) -> bool:
+    """End one token. :returns: whether it was valid until now."""
+    found = connection.execute(
+        tokens.update().where(tokens.c.jti == jti).where(tokens.c.revoked.is_(None)).values(revoked=now)
+    )
+    return bool(found.rowcount)
+
+
+def revoke_device(
+    database: Database, connection: sa.engine.Connection, device: str, now: int, reason: str | None = None
+) -> bool:
+    """End every token that a device has.
+
+    :param reason: the device gets no new one either, until the site's next ``apply`` says otherwise.
+    :returns: whether that is new: False when no token was issued since it was done last.
+    """
+    before = connection.execute(sa.select(cutoffs.c.at).where(cutoffs.c.device == device)).scalar()
+    newest = connection.execute(sa.select(sa.func.max(tokens.c.iat)).where(tokens.c.device == device)).scalar()
+    # A token that was issued ahead of this clock ends too.
+    at = max(now, newest or 0)
+    new = before is None or (newest or 0) > before
+    if new:
+        database.insert_or_update(connection, cutoffs, {"device": device, "at": at})
+    if reason is not None:
+        locked = connection.execute(
+            devices.update()
+            .where(devices.c.id == device)
+            .where(sa.or_(devices.c.revoked.is_(None), devices.c.revoked != reason))
+            .values(revoked=reason, secret=None, public_key=None)
+        )
+        new = new or bool(locked.rowcount)
+    return new
+
+
+def is_revoked(connection: sa.engine.Connection, jti: str, device: str, iat: int) -> bool:
+    """Say whether a token is over: revoked, issued before its device's cutoff, or never recorded."""
+    row = connection.execute(sa.select(tokens.c.revoked).where(tokens.c.jti == jti)).first()
+    at = connection.execute(sa.select(cutoffs.c.at).where(cutoffs.c.device == device)).scalar()
+    return row is None or row.revoked is not None or (at is not None and iat <= at)
+
+
+def listed(connection: sa.engine.Connection, now: int) -> Json:
+    """Return ``tokens`` and ``cutoffs`` of the revocation list."""
+    rows = connection.execute(
+        sa.select(tokens.c.jti, tokens.c.exp, tokens.c.device)
+        .where(tokens.c.revoked.is_not(None))
+        .where(tokens.c.exp > now - LEEWAY)
+        .order_by(tokens.c.exp, tokens.c.jti)
+    )
+    ends = connection.execute(
+        sa.select(cutoffs.c.device, cutoffs.c.at).where(cutoffs.c.at > now - CUTOFF_SECONDS).order_by(cutoffs.c.device)
+    )
+    return {
+        "tokens": [{"jti": row.jti, "exp": row.exp, "device": row.device} for row in rows],
+        "cutoffs": {row.device: row.at for row in ends},
+    }
+
+
+def purge(connection: sa.engine.Connection, now: int) -> int:
+    """Forget what is over. :returns: how many rows went."""
+    # The newest token stays: a clock that jumps back is known by it.
+    newest = connection.execute(sa.select(sa.func.max(tokens.c.iat))).scalar()
+    gone = 0
+    for statement in (
+        tokens.delete().where(tokens.c.exp <= now - LEEWAY).where(tokens.c.iat < (newest or 0)),
+        cutoffs.delete().where(cutoffs.c.at <= now - CUTOFF_SECONDS),
+        assertions.delete().where(assertions.c.exp <= now - LEEWAY),
+        device_requests.delete().where(device_requests.c.exp <= now - LEEWAY),
+        attempts.delete().where(attempts.c.since <= now - 86_400),
+    ):
+        gone += connection.execute(statement).rowcount
+    return gone
