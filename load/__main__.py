@@ -17,6 +17,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,9 @@ from bednet.site import load_site
 from load import report as reports
 from load.describe import Described, describe
 from load.identities import CHECKOUT, STATE, Identities, leftovers, read_pending, take_back
-from load.observe import Observer
-from load.plan import Gateway, Plan, PlanError
-from load.planning import choose, make_plan, playable
+from load.observe import Observer, restart
+from load.plan import CERTIFICATE, PASSWORD, PSK, WAYS, Gateway, Plan, PlanError
+from load.planning import choose, make_plan, playable, way_of
 from load.profiles import PROFILES, Profile
 from load.run import run
 from load.search import search
@@ -39,11 +40,16 @@ if TYPE_CHECKING:
     from bednet.site import Site
 
 PROG = "bednet load"
+#: The least that the kernel gives in the short turns that a broker should have, in percent of a core.
+SMALLEST_CPU = 10
 EXIT = {Verdict.PASSED: 0, Verdict.FAILED: 1, Verdict.INCONCLUSIVE: 3}
 
 
-def parser(prog: str = PROG) -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+def parser(prog: str = PROG, *, lab: bool = False) -> argparse.ArgumentParser:
+    """Return the parser of the command line.
+
+    :param lab: with what only a lab can do.
+    """
     made = argparse.ArgumentParser(
         prog=prog,
         description="Load a deployed gateway as a plant would, and say whether it keeps to the thresholds.",
@@ -67,13 +73,32 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="play the site's own devices, whose bundles lie there, in their own topics, and make no test identities",
     )
+    made.add_argument(
+        "--authentication",
+        choices=WAYS,
+        metavar="WAY",
+        help=f"how test identities come in: {', '.join(WAYS)} (default: as the devices that they are copies of)",
+    )
     made.add_argument("--generators", type=_whole, default=1, metavar="N", help="how many processes load (default: 1)")
+    made.add_argument(
+        "--restart-broker",
+        action=argparse.BooleanOptionalAction,
+        help="with reconnect-storm: restart the gateway's broker, over SSH, so that every client of it loses its "
+        "connection; without it the test devices cut theirs (default: no; in the lab of make load: yes)",
+    )
     made.add_argument("--web", type=_whole, nargs="?", const=8089, metavar="PORT", help="show Locust's web interface")
     made.add_argument(
         "--search",
         action="store_true",
         help="raise the load, from the profile's, until a threshold breaks, and say what the gateway holds",
     )
+    if lab:
+        made.add_argument(
+            "--gateway-cpu",
+            type=_whole,
+            metavar="PERCENT",
+            help="give the lab's gateway so much of a core and no more, as a stand-in for a small one",
+        )
     return made
 
 
@@ -103,24 +128,35 @@ def adjusted(profile: Profile, arguments: argparse.Namespace) -> Profile:
     return replace(profile, **{name: value for name, value in wanted.items() if value is not None})
 
 
-def parse(arguments: Sequence[str] | None = None, prog: str = PROG) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None, prog: str = PROG, *, lab: bool = False) -> argparse.Namespace:
     """Read the command line.
 
     :raises SystemExit: with 2 when it is wrong, and with 0 for `--help`; what is to be said was said.
     """
-    made = parser(prog)
+    made = parser(prog, lab=lab)
     parsed = made.parse_args(arguments)
     if parsed.search and parsed.web is not None:
         made.error("--search makes many runs; --web shows one. Choose one of them.")
+    if parsed.restart_broker and not PROFILES[parsed.profile].cut_at:
+        made.error("--restart-broker goes with --profile reconnect-storm.")
+    if lab and parsed.gateway_cpu is not None and not SMALLEST_CPU <= parsed.gateway_cpu <= 100:  # noqa: PLR2004
+        made.error(f"--gateway-cpu is a number from {SMALLEST_CPU} to 100.")
     return parsed
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Run the command; returns the exit code."""
-    parsed = parse(arguments, prog)
+    return execute(parse(arguments, prog))
+
+
+def execute(parsed: argparse.Namespace, notes: Sequence[str] = ()) -> int:
+    """Do what the command line says; returns the exit code.
+
+    :param notes: sentences for the report.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return _load(parsed)
+        return _load(parsed, notes)
     except SiteError as error:
         sys.stderr.write(f"{error}\n")
     except BednetError as error:
@@ -135,7 +171,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _load(parsed: argparse.Namespace) -> int:
+def _load(parsed: argparse.Namespace, notes: Sequence[str]) -> int:
     profile = adjusted(PROFILES[parsed.profile], parsed)
     # Everything that can be wrong without touching the site.
     thresholds = read_slo(parsed.slo, parsed.profile, tuple(PROFILES))
@@ -154,27 +190,45 @@ def _load(parsed: argparse.Namespace) -> int:
             bundles = {
                 device.id: parsed.bundles / device.id
                 for device in site.devices.values()
-                if playable(device) and _complete(parsed.bundles / device.id, device.authentication)
+                if (way := way_of(device, parsed.authentication)) is not None
+                and device.revoked is None
+                and _complete(parsed.bundles / device.id, way)
             }
             bundles = dict(list(bundles.items())[: parsed.devices or len(bundles)])
             if not bundles:
                 raise PlanError(
-                    f"There is no bundle with a key or password in {parsed.bundles}. Cure: see docs/load.md."
+                    f"There is no bundle in {parsed.bundles} with what a device needs to come in by "
+                    f"{parsed.authentication or 'any way'}. Cure: see docs/load.md."
                 )
             identities = "The site's own devices were played, in their own topics."
             played = site
         else:
             templates = choose(site, profile.devices)
             _say(f"Making {len(templates)} test identities, good for a day; they are taken back after the run")
-            made = stack.enter_context(Identities(parsed.site, templates, described))
+            _check_way(parsed.authentication, gateway, described)
+            made = stack.enter_context(Identities(parsed.site, templates, described, way=parsed.authentication))
             bundles, played = made.bundles, load_site(made.site)
             identities = f"{len(bundles)} test identities were made for the run and taken back after it."
-        job = _Job(parsed, profile, thresholds, played, gateway, bundles, described, identities, folder)
+        notes = (*notes, *_left_out(played))
+        job = _Job(parsed, profile, thresholds, played, gateway, bundles, described, identities, folder, notes)
         return job.search() if parsed.search else job.once()
 
 
-def _complete(bundle: Path, authentication: Sequence[str]) -> bool:
-    needed = ("certificate.pem", "key.pem") if "certificate" in authentication else ("password",)
+def _check_way(way: str | None, gateway: Gateway, described: Described) -> None:
+    """Refuse a way in that the gateway does not have, before anything is made.
+
+    :raises PlanError: when it has not.
+    """
+    if way == PSK and described.access_control != "plugin":
+        raise PlanError("Pre-shared keys need bednet's plugin on every gateway. Cure: choose another --authentication.")
+    if way is not None and gateway.port(way) is None:
+        raise PlanError(
+            f"{gateway.name} has no listener for --authentication {way}. Cure: set mosquitto_{way}_port, run site.yml."
+        )
+
+
+def _complete(bundle: Path, way: str) -> bool:
+    needed = {CERTIFICATE: ("certificate.pem", "key.pem"), PASSWORD: ("password",), PSK: ("psk",)}[way]
     return all((bundle / name).exists() for name in (*needed, "ca.pem"))
 
 
@@ -184,7 +238,7 @@ def _left_out(site: Site) -> tuple[str, ...]:
     if not names:
         return ()
     shown = ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")  # noqa: PLR2004 - enough to see which
-    return (f"Devices that come in by pre-shared key alone were not played: {shown}.",)
+    return (f"Devices that come in by none of {', '.join(WAYS)} were not played: {shown}.",)
 
 
 @dataclass(frozen=True)
@@ -200,10 +254,14 @@ class _Job:
     described: Described
     identities: str
     folder: Path
+    notes: Sequence[str]
 
     def _plan(self, profile: Profile) -> Plan:
         return make_plan(
-            self.site, self.gateway, self.parsed.profile, profile, self.bundles, generators=self.parsed.generators
+            *(self.site, self.gateway, self.parsed.profile, profile, self.bundles),
+            way=self.parsed.authentication,
+            restart=bool(self.parsed.restart_broker),
+            generators=self.parsed.generators,
         )
 
     def _run(self, profile: Profile) -> reports.Report:
@@ -212,14 +270,21 @@ class _Job:
             f"Profile {plan.profile}: {plan.devices} devices on {plan.gateway.name}, {plan.offered_per_s:.0f} "
             f"messages/s in, {plan.delivered_per_s:.0f}/s out, for {plan.warmup_s + plan.duration_s:.0f} s"
         )
-        observer = Observer(self.described.shells[self.gateway.name])
+        shell = self.described.shells[self.gateway.name]
+        notes = list(self.notes)
+        if plan.restart:
+            _say(f"The broker on {plan.gateway.name} will be RESTARTED in this run, with all its clients, yours too")
+        elif plan.cut_at_s:
+            notes.append("The test devices cut their connections themselves; the broker was not restarted.")
+        observer = Observer(shell, follow=plan.restart)
         return run(
             plan,
             self.thresholds,
             observer,
             identities=self.identities,
-            notes=_left_out(self.site),
+            notes=notes,
             web_port=self.parsed.web,
+            restart=partial(restart, shell),
         )
 
     def once(self) -> int:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+PORTS = ("mtls_port", "password_port", "psk_port")
+
+
 @dataclass(frozen=True)
 class Described:
     """A site's gateways.
@@ -60,8 +63,7 @@ def describe(site: Path) -> Described:
                 f"Ansible told nothing about {site}. Cure: see `ansible-inventory -i {site} --list`."
             ) from exc
     gateways = tuple(
-        Gateway(entry["name"], entry["address"], entry["server_name"], entry["mtls_port"], entry["password_port"])
-        for entry in told["gateways"]
+        Gateway(**{key: entry[key] for key in ("name", "address", "server_name", *PORTS)}) for entry in told["gateways"]
     )
     return Described(gateways, told["access_control"], {name: shell(host) for name, host in told["hosts"].items()})
 

@@ -22,11 +22,12 @@ from gevent.event import Event
 
 from load import measure
 from load.client import MQTT_5, ConnectError, Connection, Login
-from load.plan import COMMANDS, JUDGED, SLOW, TRESPASS
+from load.plan import CERTIFICATE, COMMANDS, JUDGED, PSK, SLOW, TRESPASS
 from load.tally import Tally
-from load.tls import client_context
+from load.tls import client_context, psk_context
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Sequence
 
     from load.plan import Plan, Player, Stream
@@ -39,6 +40,13 @@ _STRETCH = 32
 _TEND_S = 5.0
 #: What is kept of a figure that the broker tells of itself.
 _BROKER_BYTES = 100
+
+
+def _secret(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConnectError(f"credentials cannot be read: {exc}") from exc
 
 
 class Phase(enum.StrEnum):
@@ -146,7 +154,10 @@ class Device:
 
     def lost(self, reason: str) -> None:
         """Hear that the connection broke."""
-        self._stage.tally.lost_connections[reason] += 1
+        if self._stage.breaking:
+            self._stage.broken(self)
+        else:
+            self._stage.tally.lost_connections[reason] += 1
         self.gone.set()
 
     def settle(self) -> None:
@@ -169,6 +180,7 @@ class Generator:
     :param players: those of this process.
     :ivar tally: what it counted; whole when :meth:`finish` has returned.
     :ivar phase: where it stands.
+    :ivar breaking: whether a connection that breaks now does so on purpose; `cut_due` is set when that begins.
     """
 
     def __init__(self, plan: Plan, players: Sequence[Player]) -> None:
@@ -183,9 +195,14 @@ class Generator:
         self.begin_ns = 0
         self.end_ns = 0
         self.interrupted = False
+        # Since a cut, or from when a restart is due: who lost its connection and is not back yet.
+        self.breaking = False
+        self._up_then = 0
+        self._away: set[Device] = set()
         self._padding: dict[int, bytes] = {}
-        self._contexts: dict[str, object] = {}
+        self._shared: ssl.SSLContext | None = None
         self._over = Event()
+        self.cut_due = Event()
         self._started = Event()
         self._first_ns = time.monotonic_ns()
         self._cpu_begin = time.process_time()
@@ -193,20 +210,20 @@ class Generator:
         self._helpers: list[gevent.Greenlet] = []
 
     def _login(self, player: Player) -> Login:
-        bundle, gateway = Path(player.bundle), self.plan.gateway
-        certificate = player.authentication == "certificate"
+        bundle, gateway, ca = Path(player.bundle), self.plan.gateway, Path(self.plan.ca)
         password = None
-        if certificate:
-            context = client_context(Path(self.plan.ca), bundle / "certificate.pem", bundle / "key.pem")
-        else:
-            shared = self._contexts.get("password")
-            context = shared if shared is not None else client_context(Path(self.plan.ca))  # type: ignore[assignment]
-            self._contexts["password"] = context
+        if player.authentication == CERTIFICATE:
+            context = client_context(ca, bundle / "certificate.pem", bundle / "key.pem")
+        elif player.authentication == PSK:
             try:
-                password = (bundle / "password").read_text(encoding="utf-8").strip()
-            except OSError as exc:
-                raise ConnectError(f"credentials cannot be read: {exc}") from exc
-        port = gateway.mtls_port if certificate else gateway.password_port
+                key = bytes.fromhex(_secret(bundle / "psk"))
+            except ValueError as exc:
+                raise ConnectError("credentials cannot be read: a pre-shared key that is not in hex") from exc
+            context = psk_context(player.id, key)
+        else:
+            self._shared = context = self._shared or client_context(ca)
+            password = _secret(bundle / "password")
+        port = gateway.port(player.authentication)
         assert port is not None
         return Login(
             player.id,
@@ -259,6 +276,7 @@ class Generator:
             else:
                 self.tally.reconnects += 1
             first, device.ready = False, True
+            self._back(device)
             device.gone.clear()
             device.gone.wait()
             self._count_bytes(device)
@@ -274,6 +292,20 @@ class Generator:
             share = (self.devices.index(device) * 0.6180339887) % 1
             return now + int(share * self.plan.reconnect_within_s * _SECOND_NS)
         return now + int(RETRY_S * _SECOND_NS)
+
+    def broken(self, device: Device) -> None:
+        """Count a connection that broke on purpose."""
+        self._away.add(device)
+        self.tally.cut += 1
+        self.tally.broken_at_ns = self.tally.broken_at_ns or time.monotonic_ns()
+        self.tally.back_at_ns = 0
+
+    def _back(self, device: Device) -> None:
+        """See whether all are back after a cut; from then on what breaks has broken by itself."""
+        self._away.discard(device)
+        if self.breaking and not self._away and self.tally.cut >= self._up_then:
+            self.tally.back_at_ns = time.monotonic_ns()
+            self.breaking = False
 
     def _subscribe(self, device: Device) -> None:
         if device.player.subscribe:
@@ -411,10 +443,16 @@ class Generator:
 
     def _cut(self) -> None:
         self._sleep_until(self.measured_from_ns + int(self.plan.cut_at_s * _SECOND_NS))
+        self.breaking, self._up_then = True, self.connected
+        self.cut_due.set()
+        if self.plan.restart:
+            # Whoever started this process sees to it.
+            return
         for device in self.devices:
             if device.connection.up:
                 self._count_bytes(device)
                 device.connection.cut()
+                self.broken(device)
                 device.gone.set()
 
     def _read_slowly(self, device: Device) -> None:

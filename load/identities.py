@@ -38,6 +38,8 @@ from cryptography.x509.oid import NameOID
 from bednet.errors import BednetError, SiteError
 from bednet.site import load_site
 from bednet.yamlfile import load
+from load.plan import CERTIFICATE
+from load.planning import way_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,7 +80,14 @@ class Pending:
 
 
 def make_site(
-    source: Path, target: Path, run: str, templates: Sequence[str], *, now: datetime, until: bool
+    source: Path,
+    target: Path,
+    run: str,
+    templates: Sequence[str],
+    *,
+    now: datetime,
+    until: bool,
+    way: str | None = None,
 ) -> list[str]:
     """Write a site's files into a folder, with the run's devices added; return their ids, the watcher's last.
 
@@ -86,6 +95,7 @@ def make_site(
     revoked.
 
     :param templates: which device of the site each is a copy of.
+    :param way: how they come in; None is as their models do.
     :param until: whether access may be given an end (only bednet's plugin knows how to keep it).
     :raises IdentitiesError: when the copy does not list the site's devices and the run's, and no others.
     :raises SiteError: when anything in the site's files is wrong.
@@ -112,10 +122,9 @@ def make_site(
             entry["type"] = like.type
         if like.attributes:
             entry["attributes"] = dict(like.attributes)
-        if "certificate" in like.authentication:
-            entry |= {"authentication": ["certificate"], "enrolment": "csr"}
-        else:
-            entry["authentication"] = ["password"]
+        entry["authentication"] = [way or way_of(like)]
+        if entry["authentication"] == [CERTIFICATE]:
+            entry["enrolment"] = "csr"
         added.append(entry)
     # One more, who hears what the broker tells of itself.
     watcher = {"id": f"{PREFIX}{run}-watcher", "location": next(iter(listed.values())).location, "tags": [TAG]}
@@ -228,12 +237,13 @@ class Identities:
     :ivar site: the folder with the site's files and the run's devices in them.
     """
 
-    def __init__(self, site: Path, templates: Sequence[str], described: Described) -> None:
+    def __init__(self, site: Path, templates: Sequence[str], described: Described, *, way: str | None = None) -> None:
         self.source = site.resolve()
         self.run = secrets.token_hex(3)
         self.ids: list[str] = []
         self.bundles: dict[str, Path] = {}
         self._templates = list(templates)
+        self._way = way
         self._described = described
         self._folder = Path(tempfile.mkdtemp(prefix="bednet-load-"))
         self.site = self._folder / "site"
@@ -256,7 +266,9 @@ class Identities:
 
     def _make(self) -> None:
         until = self._described.access_control == "plugin"
-        self.ids = make_site(self.source, self.site, self.run, self._templates, now=datetime.now(UTC), until=until)
+        self.ids = make_site(
+            *(self.source, self.site, self.run, self._templates), now=datetime.now(UTC), until=until, way=self._way
+        )
         bundles = self._folder / "bundles"
         bundles.mkdir(mode=0o700)
         made = load_site(self.site).devices

@@ -30,7 +30,7 @@ from locust.stats import bucket_response_time
 
 from load.client import ConnectError
 from load.generator import Generator, Phase
-from load.plan import Plan, PlanError, read_plan
+from load.plan import RESTART, Plan, PlanError, read_plan
 from load.tally import Tally
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def _init(environment: Environment, **_: Any) -> None:
         if isinstance(runner, MasterRunner):
             runner.register_message("bednet-ready", _all_ready)
             runner.register_message("bednet-tally", _collect)
+            runner.register_message("bednet-restart", _ask_restart)
         elif isinstance(runner, WorkerRunner):
             runner.register_message("bednet-go", lambda **_: Stage.go.set())
             runner.register_message("bednet-stop", _stop)
@@ -152,6 +153,8 @@ def _run(environment: Environment) -> None:
     assert plan is not None
     assert runner is not None
     helpers = [gevent.spawn(_charts, environment, generator), gevent.spawn(_orphaned, generator)]
+    if plan.restart:
+        helpers.append(gevent.spawn(_want_restart, generator, runner))
     if not isinstance(runner, WorkerRunner) or runner.worker_index == 0:
         helpers.append(gevent.spawn(_progress, generator))
     any_ = generator.await_connected()
@@ -263,6 +266,19 @@ def _orphaned(generator: Generator) -> None:
     while os.getppid() == parent:
         gevent.sleep(0.5)
     generator.interrupted = True
+
+
+def _want_restart(generator: Generator, runner: Any) -> None:
+    """Tell whoever started the run that the broker is to be restarted now."""
+    generator.cut_due.wait()
+    if isinstance(runner, WorkerRunner):
+        runner.send_message("bednet-restart")
+    else:
+        _ask_restart()
+
+
+def _ask_restart(**_: Any) -> None:
+    Stage.result.with_suffix(RESTART).touch()
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,7 @@
 """The broker, watched from beside while it is loaded.
 
 - :class:`Observer`: runs a small script on the gateway (over SSH, or here) that tells once a second what /proc says.
+- :func:`restart`: restarts the broker, as an operator would.
 - :class:`Observation`: what it told; :class:`Sample`: one second of it.
 - :func:`parse`: the script's lines.
 
@@ -14,18 +15,21 @@ import contextlib
 import subprocess
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _WINDOW = 5
+#: Where the script tells of limits to the CPU: of the broker's unit, and of the whole host where that is a container.
+CPU_MAX = ("cpu_max_unit", "cpu_max_host")
 
-# $1: the broker's process id, or nothing for that of the unit.
+# $1: the broker's process id, or - for that of the unit; $2: `follow` where the unit will be restarted.
 SCRIPT = r"""
-pid=$1
-[ -n "$pid" ] || pid=$(systemctl show --property=MainPID --value mosquitto.service)
+unit_pid() { systemctl show --property=MainPID --value mosquitto.service; }
+pid=$1 follow=$2
+[ "$pid" != - ] || pid=$(unit_pid)
 echo "H tick $(getconf CLK_TCK)"
 echo "H page $(getconf PAGESIZE)"
 echo "H since $(date +%s)"
@@ -38,6 +42,11 @@ echo "H memory $(sed -n 's/^MemTotal: *//p' /proc/meminfo)"
 echo "H system $(. /etc/os-release && echo "$PRETTY_NAME")"
 echo "H broker $(mosquitto -h 2>/dev/null | head -n 1)"
 echo "H pid $pid"
+at=/sys/fs/cgroup
+echo "H cpu_max_unit $(cat "$at$(sed -n 's/^0:://p' /proc/"$pid"/cgroup)/cpu.max" 2>/dev/null)"
+# Of a container, whichever version of control groups its host has.
+echo "H cpu_max_host $(cat $at/cpu.max $at/cpu/cpu.cfs_quota_us $at/cpu/cpu.cfs_period_us 2>/dev/null | tr '\n' ' ')"
+while :; do
 while read -r line </proc/"$pid"/stat; do
     read -r up _ </proc/uptime
     echo "T $up"
@@ -54,6 +63,16 @@ EOT
     echo E
     sleep 1
 done 2>/dev/null
+[ "$follow" = follow ] || break
+tries=0
+until new=$(unit_pid) && [ "$new" != 0 ] && [ "$new" != "$pid" ] || [ $tries = 60 ]; do
+    tries=$((tries + 1))
+    sleep 1
+done
+[ $tries != 60 ] || break
+pid=$new
+echo "R $pid"
+done
 echo "X the broker's process is gone"
 """
 
@@ -95,6 +114,7 @@ class Observation:
     :ivar host: what the gateway says of itself: kernel, cores, cpu, memory, system, broker.
     :ivar peak_memory_mib: the highest resident set of the broker since it was started.
     :ivar journal: how many lines of its journal spoke of what, during the run.
+    :ivar restarts: how often it was started anew during the run.
     :ivar died: whether the broker's process was gone before the end.
     :ivar problem: why there is nothing to see; empty where there is.
     """
@@ -105,14 +125,27 @@ class Observation:
     journal: dict[str, int] = field(default_factory=dict)
     died: bool = False
     problem: str = ""
+    restarts: int = 0
+
+    @property
+    def cores(self) -> float:
+        """What the broker may use: one core, since it has one thread, or less where it has a quota."""
+        found = 1.0
+        for name in CPU_MAX:
+            # The quota and its period; `max` or -1 for no quota.
+            words = self.host.get(name, "").split()
+            if len(words) == 2 and all(word.isdigit() and int(word) for word in words):  # noqa: PLR2004
+                found = min(found, int(words[0]) / int(words[1]))
+        return found
 
     @property
     def cpu_percent(self) -> float | None:
-        """The broker's CPU in its busiest five seconds, in percent of one core; None where it was not seen so long."""
+        """The broker's CPU in its busiest five seconds, of what it may use; None where it was not seen so long."""
         values = [sample.cpu_percent for sample in self.samples]
         if self.died or len(values) < _WINDOW:
             return None
-        return max(sum(values[at : at + _WINDOW]) / _WINDOW for at in range(len(values) - _WINDOW + 1))
+        most = max(sum(values[at : at + _WINDOW]) / _WINDOW for at in range(len(values) - _WINDOW + 1))
+        return most / self.cores
 
     @property
     def memory_mib(self) -> float | None:
@@ -126,11 +159,13 @@ class Observer:
     :param shell: a command that runs a shell script given on its standard input, with arguments after `-s --`, such as
         ``["ssh", HOST, "sudo", "-n", "sh", "-s", "--"]``.
     :param pid: the broker's process; empty for that of the unit mosquitto.service.
+    :param follow: whether the unit will be restarted, and its next process is to be watched then.
     """
 
-    def __init__(self, shell: Sequence[str], pid: str = "") -> None:
+    def __init__(self, shell: Sequence[str], pid: str = "", *, follow: bool = False) -> None:
         self._shell = list(shell)
         self._pid = pid
+        self._follow = follow
         self._lines: list[tuple[float, str]] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._errors = b""
@@ -140,7 +175,7 @@ class Observer:
         """Begin to watch."""
         try:
             self._process = subprocess.Popen(
-                [*self._shell, self._pid] if self._pid else self._shell,
+                [*self._shell, self._pid or "-", "follow" if self._follow else "stay"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -188,7 +223,7 @@ class Observer:
             said = self._errors.decode(errors="replace").strip().splitlines()
             return Observation(seen.host, problem=said[-1] if said else "The gateway's shell told nothing.")
         journal = {} if self._pid else self._read_journal(seen.host.get("since", "0"))
-        return Observation(seen.host, seen.samples, seen.peak_memory_mib, journal, seen.died)
+        return replace(seen, journal=journal)
 
     def _read_journal(self, since: str) -> dict[str, int]:
         try:
@@ -201,6 +236,21 @@ class Observer:
         return {name: int(value) for name, _, value in pairs if value.isdigit()}
 
 
+def restart(shell: Sequence[str]) -> str:
+    """Restart the broker; return what went wrong, or nothing.
+
+    :param shell: as for :class:`Observer`.
+    """
+    try:
+        done = subprocess.run(
+            list(shell), input=b"systemctl restart mosquitto.service\n", capture_output=True, timeout=90, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        return str(exc)
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    return "" if done.returncode == 0 else said[-1] if said else f"exit code {done.returncode}"
+
+
 def parse(lines: Sequence[tuple[float, str]]) -> Observation:
     """Return what the script told, line by line, each with the moment it arrived."""
     host: dict[str, str] = {}
@@ -209,6 +259,7 @@ def parse(lines: Sequence[tuple[float, str]]) -> Observation:
     before: dict[str, str] = {}
     peak = None
     died = False
+    restarts = 0
     for at, line in lines:
         kind, _, rest = line.partition(" ")
         if kind == "H":
@@ -219,6 +270,10 @@ def parse(lines: Sequence[tuple[float, str]]) -> Observation:
             current[name.rstrip(":")] = value
         elif kind == "X":
             died = bool(samples)
+        elif kind == "R":
+            # Another process, which has used no CPU yet.
+            before, current = {}, {}
+            restarts += 1
         elif kind == "E":
             if before:
                 sample = _sample(at, before, current, float(host.get("tick", "100")))
@@ -229,7 +284,7 @@ def parse(lines: Sequence[tuple[float, str]]) -> Observation:
             before, current = current, {}
         elif kind:
             current[kind] = rest
-    return Observation(host, tuple(samples), peak, died=died)
+    return Observation(host, tuple(samples), peak, died=died, restarts=restarts)
 
 
 def _sample(at: float, before: dict[str, str], now: dict[str, str], tick: float) -> Sample | None:

@@ -16,8 +16,13 @@ from bednet.errors import BednetError
 if TYPE_CHECKING:
     from pathlib import Path
 
-VERSION = 1
+VERSION = 2
+CERTIFICATE, PASSWORD, PSK = "certificate", "password", "psk"
+#: How devices can come in; one that has several ways takes the first of these.
+WAYS = (CERTIFICATE, PASSWORD, PSK)
 TELEMETRY, COMMANDS, ANSWERS, FLOOD, TRESPASS, SLOW = "telemetry", "commands", "answers", "flood", "trespass", "slow"
+#: How the file is called, beside the result, by which the generator asks for a restart of the broker.
+RESTART = ".restart"
 #: What a verdict looks at; what floods, or is read too slowly on purpose, is reported and may be lost.
 JUDGED = (TELEMETRY, COMMANDS, ANSWERS)
 
@@ -37,6 +42,11 @@ class Gateway:
     server_name: str
     mtls_port: int
     password_port: int | None
+    psk_port: int | None = None
+
+    def port(self, way: str) -> int | None:
+        """Return where devices come in that way; None where they cannot."""
+        return {CERTIFICATE: self.mtls_port, PASSWORD: self.password_port, PSK: self.psk_port}[way]
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ class Stream:
 class Player:
     """A device as it is played.
 
-    :ivar authentication: certificate or password.
+    :ivar authentication: one of :data:`WAYS`.
     :ivar bundle: the folder with its credentials.
     :ivar connect_at_s: when it connects, after the beginning of the run.
     :ivar subscribe: topic filters, each with its QoS.
@@ -91,6 +101,8 @@ class Plan:
     :ivar generators: how many processes share the players.
     :ivar connect_deadline_s: how long after the last connection was due the load begins without those that have not
         made it.
+    :ivar cut_at_s: when every connection breaks, after the warm-up; 0 is never. Each device cuts its own, or, with
+        `restart`, whoever started the generator restarts the broker then.
     :ivar drain_s: how long what is under way may take after the last message was due.
     """
 
@@ -105,6 +117,7 @@ class Plan:
     connect_deadline_s: float
     cut_at_s: float
     reconnect_within_s: float
+    restart: bool
     players: tuple[Player, ...]
     generators: int = 1
 

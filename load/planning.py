@@ -2,7 +2,7 @@
 """How a load run is planned.
 
 - :func:`make_plan`: who connects, says and hears what: from a site's devices and policy, and a profile.
-- :func:`choose`: which of a site's devices to multiply to come to a number.
+- :func:`choose`: which of a site's devices to multiply to come to a number; :func:`way_of`: how one of them comes in.
 
 Nothing here knows a role or topic by name: who tells, who listens and who commands follows from what the policy grants.
 """
@@ -19,7 +19,20 @@ from bednet import topics
 from bednet.policy import Access, Effect
 from bednet.site import Device, Site, decide
 from load.measure import HEAD_BYTES
-from load.plan import ANSWERS, COMMANDS, FLOOD, SLOW, TELEMETRY, TRESPASS, Gateway, Plan, PlanError, Player, Stream
+from load.plan import (
+    ANSWERS,
+    COMMANDS,
+    FLOOD,
+    SLOW,
+    TELEMETRY,
+    TRESPASS,
+    WAYS,
+    Gateway,
+    Plan,
+    PlanError,
+    Player,
+    Stream,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -124,8 +137,16 @@ def readers(site: Site, devices: Sequence[Device]) -> set[str]:
 
 
 def playable(device: Device) -> bool:
-    """Say whether a device can be played: it is in service, and comes in by certificate or password."""
-    return device.revoked is None and bool({"certificate", "password"} & set(device.authentication))
+    """Say whether a device can be played: it is in service, and has a way in that the generator knows."""
+    return device.revoked is None and way_of(device) is not None
+
+
+def way_of(device: Device, wanted: str | None = None) -> str | None:
+    """Return how a device comes in: the wanted way, or else its first; None where it has none such."""
+    for way in WAYS:
+        if way in device.authentication and wanted in (None, way):
+            return way
+    return None
 
 
 def choose(site: Site, count: int) -> list[str]:
@@ -158,6 +179,8 @@ def make_plan(
     profile: Profile,
     bundles: Mapping[str, Path],
     *,
+    way: str | None = None,
+    restart: bool = False,
     warmup_s: float = 2.0,
     drain_s: float = 10.0,
     generators: int = 1,
@@ -165,6 +188,8 @@ def make_plan(
     """Decide who does what.
 
     :param bundles: the devices to play, each with the folder of its credentials.
+    :param restart: where the profile cuts the connections, the broker is restarted for that.
+    :param way: how all of them come in that can; None is each by its own first way.
     :raises PlanError: when the profile cannot be played.
     """
     devices = [site.devices[device] for device in bundles if device in site.devices]
@@ -182,17 +207,18 @@ def make_plan(
         raise PlanError(f"Nobody has anything to say in profile `{name}`. Cure: look at policy.yml.")
     players = []
     for number, device in enumerate(devices):
-        if not playable(device):
+        taken = way_of(device, way) or way_of(device) if device.revoked is None else None
+        if taken is None:
+            raise PlanError(f"Device `{device.id}` comes in by none of {', '.join(WAYS)}. Cure: leave it out.")
+        if gateway.port(taken) is None:
             raise PlanError(
-                f"Device `{device.id}` comes in neither by certificate nor by password. Cure: leave it out."
+                f"Device `{device.id}` comes in by {taken}, and {gateway.name} has no listener for that. Cure: give it "
+                f"one (mosquitto_{taken}_port), or choose another way (--authentication)."
             )
-        way = "certificate" if "certificate" in device.authentication else "password"
-        if way == "password" and gateway.password_port is None:
-            raise PlanError(f"Device `{device.id}` comes in by password, and {gateway.name} has no listener for that.")
         players.append(
             Player(
                 device.id,
-                way,
+                taken,
                 str(bundles[device.id]),
                 4 if number % 4 == 1 and TRESPASS not in {s.kind for s in draft.streams[device.id]} else 5,
                 profile.clean,
@@ -217,6 +243,7 @@ def make_plan(
         CONNECT_DEADLINE_S,
         profile.cut_at * profile.duration_s,
         profile.reconnect_within_s,
+        restart and profile.cut_at > 0,
         tuple(players),
         generators,
     )

@@ -14,18 +14,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bednet.errors import BednetError
+from load.plan import RESTART
 from load.report import Report
 from load.slo import Threshold, judge
 from load.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
 
     from load.observe import Observer
     from load.plan import Plan
@@ -47,17 +50,20 @@ class Generated:
     """What the generator told.
 
     :ivar began_s: the monotonic clock when the load began; 0 where it never did.
+    :ivar notes: sentences for the report.
     """
 
     tally: Tally
     complete: bool
     interrupted: bool
     began_s: float
+    notes: tuple[str, ...] = ()
 
 
-def generate(plan: Plan, *, web_port: int | None = None) -> Generated:
+def generate(plan: Plan, *, web_port: int | None = None, restart: Callable[[], str] | None = None) -> Generated:
     """Play a plan in Locust; Ctrl-C ends it early, and what was counted until then is returned.
 
+    :param restart: restarts the broker when the plan wants it, and returns what went wrong, or nothing.
     :param web_port: show Locust's web interface on this port of the loopback interface; it stays until Ctrl-C.
     :raises RunError: when Locust ends without telling anything.
     """
@@ -84,7 +90,9 @@ def generate(plan: Plan, *, web_port: int | None = None) -> Generated:
                 # Ctrl-C reaches us alone: told twice, it would stop in the middle of writing what it has.
                 start_new_session=True,
             )
-            interrupted = _await(process, plan, result, web=web_port is not None)
+            with ThreadPoolExecutor(max_workers=1) as pool:
+                restarting = _Restarting(pool, result.with_suffix(RESTART), restart)
+                interrupted = _await(process, plan, result, restarting, web=web_port is not None)
         if not result.exists():
             said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise RunError(
@@ -93,11 +101,48 @@ def generate(plan: Plan, *, web_port: int | None = None) -> Generated:
             )
         told = json.loads(result.read_text(encoding="utf-8"))
     return Generated(
-        Tally.from_json(told["tally"]), told["complete"], told["interrupted"] or interrupted, told["began_s"]
+        Tally.from_json(told["tally"]),
+        told["complete"],
+        told["interrupted"] or interrupted,
+        told["began_s"],
+        restarting.told(told["began_s"]) if plan.restart else (),
     )
 
 
-def _await(process: subprocess.Popen[bytes], plan: Plan, result: Path, *, web: bool) -> bool:
+class _Restarting:
+    """Restarts the broker, once, when the generator asks for it."""
+
+    def __init__(self, pool: ThreadPoolExecutor, asked: Path, restart: Callable[[], str] | None) -> None:
+        self._pool = pool
+        self._asked = asked
+        self._restart = restart
+        self._work: Future[str] | None = None
+        self._from_s = self._took_s = 0.0
+
+    def look(self) -> None:
+        """Begin where it is asked for."""
+        if self._work is None and self._restart is not None and self._asked.exists():
+            self._from_s = time.monotonic()
+            self._work = self._pool.submit(self._do)
+
+    def _do(self) -> str:
+        assert self._restart is not None
+        problem = self._restart()
+        self._took_s = time.monotonic() - self._from_s
+        return problem
+
+    def told(self, began_s: float) -> tuple[str, ...]:
+        """Return a sentence about it for the report."""
+        if self._work is None:
+            return ("The broker was to be restarted, and the run ended before.",)
+        problem = self._work.result()
+        if problem:
+            return (f"The broker was to be restarted, and that failed: {problem}",)
+        at = self._from_s - began_s
+        return (f"The broker was restarted {at:.1f} s after the load began; that took {self._took_s:.1f} s.",)
+
+
+def _await(process: subprocess.Popen[bytes], plan: Plan, result: Path, restarting: _Restarting, *, web: bool) -> bool:
     """Wait for the generator; return whether it was interrupted."""
     last = max((player.connect_at_s for player in plan.players), default=0.0)
     deadline = time.monotonic() + last + plan.warmup_s + plan.duration_s + 2 * plan.drain_s + SLACK_S
@@ -107,6 +152,7 @@ def _await(process: subprocess.Popen[bytes], plan: Plan, result: Path, *, web: b
                 sys.stderr.write("    The run is over; the charts stay until Ctrl-C.\n")
                 process.wait()
                 return False
+            restarting.look()
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
         over = web and result.exists()
@@ -140,6 +186,7 @@ def run(
     identities: str,
     notes: Sequence[str] = (),
     web_port: int | None = None,
+    restart: Callable[[], str] | None = None,
 ) -> Report:
     """Play a plan, watch the broker meanwhile, and judge.
 
@@ -150,7 +197,7 @@ def run(
     if observer is not None:
         observer.start()
     try:
-        generated = generate(plan, web_port=web_port)
+        generated = generate(plan, web_port=web_port, restart=restart)
     finally:
         observation = observer.stop() if observer is not None else None
     judgement = judge(
@@ -170,5 +217,5 @@ def run(
         generated.complete,
         generated.interrupted,
         identities,
-        tuple(notes),
+        (*notes, *generated.notes),
     )

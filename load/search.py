@@ -58,6 +58,9 @@ class Found:
             f"{plan.gateway.name} holds {plan.devices} devices at {self.held.sent_per_s:.0f} messages/s in and "
             f"{self.held.received_per_s:.0f}/s out"
         )
+        seen = self.held.observation
+        if seen is not None and seen.cores < 1:
+            holds += f", with {100 * seen.cores:.0f} % of a core for its broker"
         if self.broke is None:
             return f"At least: {holds}. Its limit was not found in {len(self.steps)} runs."
         if self.broke.judgement.verdict is Verdict.FAILED:

@@ -44,6 +44,7 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "latency_p99_9_ms": ("ms", "99.9 % of the deliveries took no longer"),
     "connect_p99_ms": ("ms", "99 % of the first connections took no longer"),
     "reconnect_p99_ms": ("ms", "99 % of the reconnections took no longer"),
+    "all_back_ms": ("ms", "from the first connection cut on purpose until all were back"),
     "never_connected": ("", "devices that never connected"),
     "connect_failures": ("", "attempts to connect that failed"),
     "lost_connections": ("", "connections that broke by themselves"),
@@ -51,7 +52,7 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "refused_wanted": ("", "forbidden publishes refused, as they must be"),
     "breaches": ("", "forbidden publishes that got through"),
     "unsent": ("", "messages due that could not be handed over"),
-    "broker_cpu_percent": ("%", "CPU of the broker, of one core, in its busiest five seconds"),
+    "broker_cpu_percent": ("%", "CPU of the broker in its busiest five seconds, of what it may use: one core or less"),
     "broker_memory_mib": ("MiB", "memory of the broker at its peak"),
 }
 
@@ -184,6 +185,7 @@ def figures(tally: Tally, observation: Observation | None) -> dict[str, float | 
         "latency_p99_9_ms": latency.percentile_ms(99.9),
         "connect_p99_ms": tally.connect.percentile_ms(99),
         "reconnect_p99_ms": tally.reconnect.percentile_ms(99),
+        "all_back_ms": tally.all_back_ms,
         "never_connected": tally.never_connected,
         "connect_failures": sum(tally.connect_failures.values()),
         "lost_connections": sum(tally.lost_connections.values()),

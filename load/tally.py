@@ -78,6 +78,9 @@ class Tally:
     :ivar never_connected: devices that never succeeded.
     :ivar connect: time from the moment a connection was due to CONNACK and SUBACK; `reconnect` likewise, after a cut.
     :ivar lost_connections: by reason, connections that broke and were not cut on purpose.
+    :ivar cut: connections that broke on purpose: cut by the device, or by a restart of the broker.
+    :ivar broken_at_ns: when the first of them broke, and `back_at_ns` when the last was back (0: not all are), by the
+        reference clock of the run.
     :ivar foreign: messages that were not of this run.
     :ivar broker_before: what the broker told of itself under $SYS when somebody who may hear it had subscribed;
         `broker_after` what it told last.
@@ -102,6 +105,9 @@ class Tally:
     reconnect: Histogram = field(default_factory=Histogram)
     subscribe_refusals: Counter[str] = field(default_factory=Counter)
     lost_connections: Counter[str] = field(default_factory=Counter)
+    cut: int = 0
+    broken_at_ns: int = 0
+    back_at_ns: int = 0
     foreign: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -114,6 +120,11 @@ class Tally:
     broker_after: dict[str, str] = field(default_factory=dict)
     deliveries: dict[tuple[str, int], Delivery] = field(default_factory=dict)
     seconds: list[Second] = field(default_factory=list)
+
+    @property
+    def all_back_ms(self) -> float | None:
+        """From the first connection that broke on purpose until all were back; None where they never were."""
+        return (self.back_at_ns - self.broken_at_ns) / 1e6 if self.broken_at_ns and self.back_at_ns else None
 
     @property
     def wall_s(self) -> float:
@@ -160,6 +171,10 @@ class Tally:
 
     def merge(self, other: Tally) -> None:
         """Take in what another process counted in the same run."""
+        broken = [at for at in (self.broken_at_ns, other.broken_at_ns) if at]
+        # Who had no connection cannot say that all are back, and need not.
+        back = [tally.back_at_ns for tally in (self, other) if tally.broken_at_ns]
+        latest = max(back) if back and all(back) else 0
         for name, value in vars(other).items():
             if name not in ("deliveries", "seconds"):
                 setattr(self, name, _sum(getattr(self, name), value))
@@ -171,6 +186,7 @@ class Tally:
             mine = self.second(number)
             for name, value in vars(second).items():
                 setattr(mine, name, _sum(getattr(mine, name), value))
+        self.broken_at_ns, self.back_at_ns = min(broken, default=0), latest
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,7 @@
 """A TLS connection for paho-mqtt that thousands of which fit on one thread.
 
 - :class:`Transport`: connects, shakes hands, and is then as paho wants a socket: it never blocks.
-- :func:`client_context`: what a device trusts and shows.
+- :func:`client_context`: what a device trusts and shows; :func:`psk_context`: a pre-shared key instead.
 
 gevent's TLS sockets cost a switch and several calls in Python for each of paho's reads, of which there are three for a
 message. Here the cipher works in memory (:class:`ssl.SSLObject`), the network is read in large pieces, and only
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 from gevent import monkey, socket
 from gevent.hub import get_hub
+
+from bednet import psk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +56,28 @@ def client_context(ca: Path, certificate: Path | None = None, key: Path | None =
     return context
 
 
+class _PSKContext(ssl.SSLContext):
+    """Offers a pre-shared key; a gateway that comes with a certificate has proven nothing."""
+
+
+def psk_context(identity: str, key: bytes) -> ssl.SSLContext:
+    """Return a context that proves itself, and has the gateway prove itself, by a pre-shared key.
+
+    :raises ConnectError: when this machine's Python cannot.
+    """
+    context = _PSKContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # In TLS 1.2 the one that a gateway takes; those of TLS 1.3 come besides.
+    context.set_ciphers("ECDHE-PSK-CHACHA20-POLY1305")
+    try:
+        psk.offer(context, identity, key)
+    except psk.UnavailableError as exc:
+        raise ConnectError(f"a pre-shared key cannot be offered: {exc}") from exc
+    return context
+
+
 class Transport:
     """A TLS connection, seen by paho as a socket that does not block.
 
@@ -88,6 +112,8 @@ class Transport:
         self._socket.setblocking(False)
         try:
             self._shake_hands(until)
+            if isinstance(context, _PSKContext) and self._tls.getpeercert(binary_form=True) is not None:
+                raise ConnectError("the gateway came with a certificate and did not use the pre-shared key")
         except BaseException:
             self._socket.close()
             raise

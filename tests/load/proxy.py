@@ -88,6 +88,13 @@ class Proxy:
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
 
+    def break_all(self) -> None:
+        """Break every connection, as a restart does; new ones are taken."""
+        while self._open:
+            one = self._open.pop()
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
     def _accept(self) -> None:
         while not self._over.is_set():
             try:

@@ -268,8 +268,10 @@ def test_the_plugin_decides_only_where_every_gateway_has_it(
     shutil.copytree(EXAMPLE, site)
     hosts = yaml.safe_load((site / "hosts.yml").read_text(encoding="utf-8"))
     for group in hosts.values():
-        for name, its in group["hosts"].items():
-            its |= {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+        for name, said in group["hosts"].items():
+            # A host that stands in several groups says what it is in one of them.
+            its = group["hosts"][name] = {**(said or {}), "ansible_connection": "local"}
+            its["ansible_python_interpreter"] = sys.executable
             if name in stated:
                 its["mosquitto_access_control"] = stated[name]
     (site / "hosts.yml").write_text(yaml.safe_dump(hosts), encoding="utf-8")

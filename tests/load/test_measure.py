@@ -119,3 +119,22 @@ def test_a_tally_survives_its_journey_and_tallies_add_up() -> None:
     assert back.delivery("telemetry", 1).lost == 2
     assert back.delivery("telemetry", 1).latency.count == 2
     assert back.seconds[2].sent == 6
+
+
+def test_all_are_back_when_the_last_process_has_its_devices_back() -> None:
+    def told(broken: int, back: int) -> Tally:
+        return Tally(broken_at_ns=broken, back_at_ns=back)
+
+    def whole(*parts: Tally) -> Tally:
+        first, *others = parts
+        for other in others:
+            first.merge(other)
+        return first
+
+    assert whole(told(5_000_000, 9_000_000), told(4_000_000, 7_000_000)).all_back_ms == 5.0
+    # One process has somebody who never came back.
+    assert whole(told(5_000_000, 9_000_000), told(4_000_000, 0)).all_back_ms is None
+    assert whole(told(5_000_000, 0), told(4_000_000, 7_000_000)).all_back_ms is None
+    # One had no connection that could break.
+    assert whole(told(0, 0), told(4_000_000, 7_000_000), told(0, 0)).all_back_ms == 3.0
+    assert whole(told(0, 0), told(0, 0)).all_back_ms is None

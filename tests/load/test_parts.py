@@ -70,6 +70,16 @@ def test_the_sites_own_devices_keep_their_rights(made: list[str], tmp_path: Path
     assert set(site.devices) - set(example.devices) == set(made)
 
 
+def test_load_devices_come_in_as_they_are_told(tmp_path: Path) -> None:
+    templates = ["temp-101", "energy-1"]
+    *names, watcher = identities.make_site(
+        EXAMPLE, tmp_path / "site", "abc123", templates, now=NOW, until=True, way="psk"
+    )
+    site = load_site(tmp_path / "site")
+    assert {site.devices[name].authentication for name in names} == {("psk",)}
+    assert site.devices[watcher].authentication == ("certificate",)
+
+
 def test_load_devices_come_in_as_their_models_do(made: list[str], tmp_path: Path) -> None:
     site = checked_site(tmp_path / "site", "P-256")
     assert [site.devices[name].authentication for name in made] == [
@@ -173,6 +183,43 @@ def test_a_broker_that_died_is_told() -> None:
     seen = observe.parse([*script(1, 0), *script(2, 1), *script(3, 2), (4.0, "X the broker's process is gone")])
     assert seen.died
     assert seen.memory_mib is None
+
+
+def test_a_broker_that_was_restarted_is_watched_on() -> None:
+    again = [*script(5, 10), *script(6, 20), *script(7, 30, rss=3072)]
+    seen = observe.parse([*script(1, 900), *script(2, 910), (3.0, "R 77"), *again])
+    assert [sample.cpu_percent for sample in seen.samples] == [10, 10, 10]
+    assert seen.restarts == 1
+    assert not seen.died
+    assert seen.memory_mib == 3
+
+
+@pytest.mark.parametrize(
+    ("lines", "cores"),
+    [
+        ((), 1.0),
+        (("H cpu_max_unit max 100000", "H cpu_max_host -1 100000"), 1.0),
+        (("H cpu_max_unit 25000 100000",), 0.25),
+        (("H cpu_max_host 2000 10000",), 0.2),
+        (("H cpu_max_unit 25000 100000", "H cpu_max_host 2000 10000"), 0.2),
+        (("H cpu_max_unit 400000 100000",), 1.0),
+        (("H cpu_max_unit 1000 0",), 1.0),
+    ],
+)
+def test_a_quota_is_what_a_brokers_cpu_is_held_against(lines: tuple[str, ...], cores: float) -> None:
+    samples = [line for second in range(7) for line in script(second, second * 10)]
+    seen = observe.parse([*((0.0, line) for line in lines), *samples])
+    assert seen.cores == cores
+    assert seen.cpu_percent == pytest.approx(10 / cores)
+
+
+def test_a_restart_that_is_refused_is_told_in_the_shells_words() -> None:
+    refused = observe.restart(["sh", "-c", "echo 'sudo: a password is required' >&2; exit 1", "--"])
+    assert refused == "sudo: a password is required"
+    assert "No such file" in observe.restart(["/nowhere/ssh"])
+    assert (
+        observe.restart(["sh", "-c", "read line; test \"$line\" = 'systemctl restart mosquitto.service'", "--"]) == ""
+    )
 
 
 def test_noise_from_a_shell_is_no_sample() -> None:
@@ -378,6 +425,9 @@ def test_bad_input_is_refused_in_words(
         ["--every", "nan"],
         ["--qos", "3"],
         ["--search", "--web"],
+        ["--restart-broker"],
+        ["--authentication", "charm"],
+        ["--gateway-cpu", "20"],
     ],
 )
 def test_a_wrong_command_line_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -395,6 +445,8 @@ def test_a_wrong_command_line_is_refused(arguments: list[str], capsys: pytest.Ca
         (["--deviecs", "3"], 2, "unrecognized arguments: --deviecs 3"),
         (["inventories/other"], 2, "unrecognized arguments: inventories/other"),
         (["--search", "--web"], 2, "Choose one of them"),
+        (["--gateway-cpu", "9"], 2, "from 10 to 100"),
+        (["--restart-broker"], 2, "goes with --profile reconnect-storm"),
         (["--slo", "/nowhere/slo.yml"], 1, "/nowhere/slo.yml:1: there is no such file"),
     ],
 )

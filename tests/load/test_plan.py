@@ -175,11 +175,27 @@ def test_password_devices_need_a_listener(example: Site) -> None:
         make_plan(example, replace(GATEWAY, password_port=None), "steady", PROFILES["steady"], everyone(example))
 
 
+def test_devices_come_in_by_the_way_that_is_wanted_where_they_can(example: Site) -> None:
+    gateway = replace(GATEWAY, psk_port=8885)
+    both = replace(example.devices["tablet-jo"], authentication=("psk", "password"))
+    site = replace(example, devices={**example.devices, "tablet-jo": both})
+
+    def ways(way: str | None) -> dict[str, str]:
+        plan = make_plan(site, gateway, "steady", PROFILES["steady"], everyone(site), way=way)
+        return {player.id: player.authentication for player in plan.players}
+
+    assert {ways(way)["tablet-jo"] for way in (None, "certificate", "password")} == {"password"}
+    assert ways("psk")["tablet-jo"] == "psk"
+    assert ways("psk")["temp-101"] == "certificate"
+    with pytest.raises(PlanError, match="comes in by psk, and gateway-1 has no listener for that"):
+        make_plan(site, GATEWAY, "steady", PROFILES["steady"], everyone(site), way="psk")
+
+
 def test_devices_that_cannot_be_played_are_refused_and_never_chosen(example: Site) -> None:
-    device = replace(example.devices["temp-101"], authentication=("psk",))
+    device = replace(example.devices["temp-101"], authentication=("carrier-pigeon",))
     site = replace(example, devices={**example.devices, "temp-101": device})
     assert "temp-101" not in choose(site, 100)
-    with pytest.raises(PlanError, match="neither by certificate nor by password"):
+    with pytest.raises(PlanError, match="by none of certificate, password, psk"):
         make_plan(site, GATEWAY, "steady", PROFILES["steady"], {"temp-101": Path("/x"), "historian": Path("/x")})
 
 

@@ -7,7 +7,9 @@ broker counts what it does to the messages, and the report must have counted the
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -33,7 +35,7 @@ from tests.verify import brokers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bednet.site import Site
+    from bednet.site import Device, Site
     from load.report import Report
     from testbed.lab import Lab
     from tests.conftest import Plant
@@ -80,12 +82,25 @@ def pki(stage: brokers.Stage, tmp_path_factory: pytest.TempPathFactory) -> broke
 
 
 def plan_for(
-    example: Site, pki: brokers.PKI, port: int, profile: str = "steady", generators: int = 1, **changes: Any
+    example: Site,
+    pki: brokers.PKI,
+    port: int,
+    profile: str = "steady",
+    generators: int = 1,
+    *,
+    restart: bool = False,
+    **changes: Any,
 ) -> Plan:
     habit = replace(PROFILES[profile], **{"duration_s": 1.2, "every_s": 0.1, "connects_per_s": 100, **changes})
     bundles = {name: pki.folder / "bundles" / name for name in DEVICES}
-    gateway = Gateway("broker", "127.0.0.1", brokers.SERVER_NAME, port, None)
-    return make_plan(example, gateway, profile, habit, bundles, warmup_s=0.2, drain_s=0.8, generators=generators)
+    gateway = Gateway("broker", "127.0.0.1", brokers.SERVER_NAME, port, None, port)
+    return make_plan(
+        *(example, gateway, profile, habit, bundles),
+        warmup_s=0.2,
+        drain_s=0.8,
+        generators=generators,
+        restart=restart,
+    )
 
 
 @contextmanager
@@ -137,6 +152,85 @@ def test_a_broker_that_stands_still_cannot_hide_what_had_to_wait(
     assert report.judgement.reasons[0].startswith("latency_p50_ms is")
 
 
+def test_a_restart_is_told_from_connections_that_break_by_themselves(
+    stage: brokers.Stage, pki: brokers.PKI, example: Site, tmp_path: Path
+) -> None:
+    """It counts until the last device is back; what was said meanwhile comes late, and comes."""
+    asked: list[str] = []
+    with broker(stage, pki, tmp_path) as where, Proxy(pki.folder, where, Mischief()) as proxy:
+
+        def restart() -> str:
+            asked.append("restart")
+            proxy.break_all()
+            return ""
+
+        plan = plan_for(
+            example,
+            pki,
+            proxy.port,
+            "reconnect-storm",
+            generators=2,
+            restart=True,
+            duration_s=2,
+            reconnect_within_s=0.5,
+        )
+        report = run(
+            plan, (*STRICT[:2], Threshold("all_back_ms", False, 2000)), None, identities="Test.", restart=restart
+        )
+    assert asked == ["restart"]
+    assert report.tally.cut == len(DEVICES)
+    assert not report.tally.lost_connections
+    assert report.tally.reconnects == len(DEVICES)
+    assert report.tally.all_back_ms is not None
+    assert 100 < report.tally.all_back_ms < 2000
+    assert report.judgement.verdict is not Verdict.FAILED
+    (note,) = report.notes
+    assert note.startswith("The broker was restarted ")
+
+
+@pytest.mark.full
+def test_a_restart_that_fails_is_no_pass(stage: brokers.Stage, pki: brokers.PKI, example: Site, tmp_path: Path) -> None:
+    with broker(stage, pki, tmp_path) as where, Proxy(pki.folder, where, Mischief()) as proxy:
+        plan = plan_for(example, pki, proxy.port, "reconnect-storm", restart=True)
+        threshold = Threshold("all_back_ms", False, 2000)
+        report = run(plan, (threshold,), None, identities="Test.", restart=lambda: "sudo: a password is required")
+    assert report.judgement.verdict is Verdict.INCONCLUSIVE
+    assert report.notes == ("The broker was to be restarted, and that failed: sudo: a password is required",)
+    assert report.tally.cut == 0
+
+
+def test_devices_come_in_by_pre_shared_key_and_not_with_a_wrong_one(
+    stage: brokers.Stage, pki: brokers.PKI, example: Site, tmp_path: Path
+) -> None:
+    keys = {name: secrets.token_hex(32) for name in DEVICES}
+    site = replace(example, devices={**example.devices, **{n: psk_device(example, n) for n in DEVICES}})
+    for name, key in keys.items():
+        (pki.folder / "bundles" / name / "psk").write_text(key)
+    (pki.folder / "bundles/temp-101/psk").write_text(secrets.token_hex(32))
+    folder = tmp_path / "broker"
+    shutil.copytree(pki.folder, folder, ignore=shutil.ignore_patterns("bundles"))
+    (folder / "psks").write_text("".join(f"{name}:{key}\n" for name, key in keys.items()))
+    ports = brokers.Ports.some()
+    options = "psk_hint test\npsk_file psks\nuse_identity_as_username true\nallow_anonymous false"
+    with stage.run(folder, ports, brokers.configuration(ports, more=f"listener {ports.plaintext}\n{options}")):
+        plan = plan_for(site, pki, 1)
+        gateway = replace(plan.gateway, address=stage.address, psk_port=ports.plaintext)
+        players = tuple(replace(player, authentication="psk") for player in plan.players)
+        plan = replace(plan, gateway=gateway, players=players, connect_deadline_s=1.0)
+        report = load(plan)
+    tally = report.tally
+    assert tally.connects == len(DEVICES) - 1
+    assert tally.never_connected == 1
+    assert all(reason.startswith("TLS handshake: ") for reason in tally.connect_failures)
+    assert all("PSK" in words or words.startswith("TLSv1.3") for words in tally.tls)
+    assert report.judgement.verdict is Verdict.FAILED
+    assert tally.delivery("telemetry", 1).unique > 10
+
+
+def psk_device(example: Site, name: str) -> Device:
+    return replace(example.devices[name], authentication=("psk",))
+
+
 @pytest.mark.full
 def test_a_gateway_that_dies_fails_the_run(
     stage: brokers.Stage, pki: brokers.PKI, example: Site, tmp_path: Path
@@ -166,6 +260,27 @@ def test_a_forbidden_message_that_gets_through_fails_the_run(
     assert report.tally.refused_wanted == 0
     assert report.judgement.verdict is Verdict.FAILED
     assert any(reason.startswith("breaches is") for reason in report.judgement.reasons)
+
+
+@pytest.mark.full
+def test_a_restarted_gateway_gets_everybody_back(
+    plant: Plant, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in plant.lab.ansible_env().items():
+        monkeypatch.setenv(name, value)
+    arguments = ["--bundles", str(plant.folder), "--duration", "10", "--report", str(tmp_path), "--restart-broker"]
+    code = main([str(plant.lab.site), "--profile", "reconnect-storm", *arguments])
+    told = capsys.readouterr()
+    document = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert code in (0, 3), told.out
+    assert "RESTARTED" in told.err
+    assert document["notes"][0].startswith("The broker was restarted ")
+    assert document["figures"]["lost_qos_1_and_2"] == 0
+    assert document["figures"]["all_back_ms"] > 0
+    assert document["figures"]["lost_connections"] == 0
+    assert document["tally"]["cut"] == document["tally"]["reconnects"] > 10
+    # The process after the restart was watched, too.
+    assert document["figures"]["broker_memory_mib"] is not None
 
 
 @pytest.mark.full
