@@ -4,7 +4,7 @@
 - :func:`open_request`: a device asks; it gets a device code to poll with, and a user code to show.
 - :func:`find`, :func:`decide`: a human looks at the request behind a user code, and decides.
 - :func:`poll`: the device asks whether it was decided.
-- :func:`allow_attempt`: counts attempts, so that codes cannot be tried out.
+- :func:`may_look`, :func:`note_failure`: counts wrong codes, so that none can be found by trying.
 
 Both codes are stored as hashes: who reads the database can neither poll nor approve.
 """
@@ -72,15 +72,28 @@ def _plain(user_code: str) -> str:
     return "".join(letter for letter in user_code.upper() if letter in ALPHABET)
 
 
-def show(user_code: str) -> str:
-    """Return a user code as people read it."""
-    return f"{user_code[:4]}-{user_code[4:]}"
+def new_user_code() -> str:
+    """Return a new user code, as people read it."""
+    letters = "".join(secrets.choice(ALPHABET) for _ in range(CODE_LETTERS))
+    return f"{letters[:4]}-{letters[4:]}"
+
+
+def new_device_code() -> str:
+    """Return a new device code, of 256 bits."""
+    return secrets.token_urlsafe(32)
 
 
 def open_request(
-    connection: sa.engine.Connection, *, device: str, scope: str | None, address: str, now: int
-) -> tuple[str, str] | None:
-    """Open a request. :returns: the device code and the user code; None when the device has too many open."""
+    connection: sa.engine.Connection,
+    *,
+    device_code: str,
+    user_code: str,
+    device: str,
+    scope: str | None,
+    address: str,
+    now: int,
+) -> bool:
+    """Open a request. :returns: False when the device has too many open."""
     pending = connection.execute(
         sa.select(sa.func.count())
         .select_from(device_requests)
@@ -89,15 +102,13 @@ def open_request(
         .where(device_requests.c.exp > now)
     ).scalar()
     if pending is not None and pending >= MOST_OPEN:
-        return None
-    device_code = secrets.token_urlsafe(32)
-    user_code = "".join(secrets.choice(ALPHABET) for _ in range(CODE_LETTERS))
+        return False
     connection.execute(
         device_requests.insert().values(
             device_code=_hash(device_code),
-            user_code=_hash(user_code),
+            user_code=_hash(_plain(user_code)),
             device=device,
-            scope=scope,
+            scope=scope or None,
             address=address[:64],
             created=now,
             exp=now + EXPIRES_IN,
@@ -105,7 +116,7 @@ def open_request(
             state="pending",
         )
     )
-    return device_code, user_code
+    return True
 
 
 def _request(row: sa.engine.RowMapping | None) -> Request | None:
@@ -177,11 +188,21 @@ def take(connection: sa.engine.Connection, request: Request) -> bool:
     return bool(gone.rowcount)
 
 
-def allow_attempt(database: Database, connection: sa.engine.Connection, who: str, now: int) -> bool:
-    """Count an attempt at a user code. :returns: whether it is one too many."""
+def may_look(connection: sa.engine.Connection, who: str, now: int) -> bool:
+    """Say whether an approver may enter another code, after so many wrong ones."""
     row = connection.execute(sa.select(attempts).where(attempts.c.who == who)).mappings().first()
-    fresh = row is None or now >= row["since"] + LOOKS_SECONDS or now < row["since"]
-    count = 1 if fresh or row is None else row["count"] + 1
-    since = now if fresh or row is None else row["since"]
+    return row is None or _is_over(row["since"], now) or row["count"] < MOST_LOOKS
+
+
+def _is_over(since: int, now: int) -> bool:
+    return now >= since + LOOKS_SECONDS
+
+
+def note_failure(database: Database, connection: sa.engine.Connection, who: str, now: int) -> None:
+    """Count a code that was wrong."""
+    row = connection.execute(sa.select(attempts).where(attempts.c.who == who)).mappings().first()
+    if row is None or _is_over(row["since"], now):
+        since, count = now, 1
+    else:
+        since, count = row["since"], row["count"] + 1
     database.insert_or_update(connection, attempts, {"who": who, "since": since, "count": count})
-    return count <= MOST_LOOKS
