@@ -186,7 +186,7 @@ class Gateway:
     """A broker with the plugin: a context manager that shows the broker's log when the test fails.
 
     Its listeners: ``mtls``, ``password`` and ``psk`` over TLS, ``websockets`` where the broker has it, ``plain`` for
-    tests that are about something else.
+    tests that are about something else, ``everywhere``, which is that on all addresses of the machine.
     """
 
     def __init__(
@@ -202,11 +202,12 @@ class Gateway:
         persistence: bool = False,
         plugin: Path | None = None,
         preload: str = "",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder, self.site, self.authority = folder, site, authority
         self.options = {"store": str(site.folder), **(options or {})}
         self.more, self.per_listener, self.listeners, self.persistence = more, per_listener, listeners, persistence
-        self.plugin, self.preload = plugin or plugin_path(), preload
+        self.plugin, self.preload, self.environment = plugin or plugin_path(), preload, environment or {}
         self.ports: dict[str, int] = {}
         for name in listeners:
             self.ports[name] = free_port(but=self.ports.values())
@@ -234,7 +235,7 @@ class Gateway:
             *([self.more] if self.more else []),
         ]
         for name, port in self.ports.items():
-            lines.append(f"listener {port} {LOCAL}")
+            lines.append(f"listener {port}" if name == "everywhere" else f"listener {port} {LOCAL}")
             if self.per_listener:
                 lines += ["allow_anonymous false", *plugin]
             if name in ("mtls", "password"):
@@ -252,7 +253,7 @@ class Gateway:
         """Start the broker and wait until it listens."""
         path = self.folder / "mosquitto.conf"
         path.write_text(self.configuration(), encoding="utf-8")
-        environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "LC_ALL": "C.UTF-8"}
+        environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "LC_ALL": "C.UTF-8", **self.environment}
         if self.preload:
             environment["LD_PRELOAD"] = self.preload
         with self.log.open("ab") as log:
