@@ -77,7 +77,7 @@ def _set_as_facts(data: object) -> set[str]:
 
 
 def test_every_role_is_looked_at() -> None:
-    assert [role.name for role in ROLES] == ["ca", "enrolment", "mosquitto", "verification"]
+    assert [role.name for role in ROLES] == ["ca", "enrolment", "mosquitto", "token_service", "verification"]
     assert docs.roles() == ROLES
 
 
@@ -151,10 +151,10 @@ def test_secrets_are_hidden_unless_the_operator_says_otherwise(role: Path) -> No
             assert expression == '"{{ bednet_no_log | default(true) }}"', path.relative_to(ROOT)
 
 
-def test_the_passphrase_is_marked_as_a_secret() -> None:
+def test_passphrase_and_password_are_marked_as_secrets() -> None:
     assert [
         (role.name, name) for role in ROLES for name, attributes in _spec(role).items() if attributes.get("no_log")
-    ] == [("ca", "ca_root_passphrase")]
+    ] == [("ca", "ca_root_passphrase"), ("token_service", "token_service_database_password")]
 
 
 @every_role

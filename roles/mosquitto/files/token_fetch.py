@@ -1,0 +1,1 @@
+../../../src/bednet/token_fetch.py

@@ -1,0 +1,1 @@
+../../../../../src/bednet/errors.py

@@ -1,0 +1,1 @@
+../../../../../src/bednet/topics.py
