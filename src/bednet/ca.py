@@ -1087,10 +1087,14 @@ def sign_server(store: Store, authority: Authority, request: object, now: dateti
 
 def _for_gateways(store: Store, now: datetime) -> Json:
     """Return what every gateway holds connections against: secrets and revoked serial numbers."""
+    crl = store.read("publish/issuing.crl.pem")
+    listed = None if crl is None else x509.load_pem_x509_crl(crl)
     return {
         "password_file": store.password_file(),
         "passwords": store.passwords,
         "psk": store.psk,
+        # By this a gateway tells an older list from a newer one, and takes nobody off for an older one.
+        "crl_number": listed and listed.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number,
         "revoked_serials": _revoked_serials(store, now),
     }
 

@@ -141,6 +141,7 @@ def _summary(site: Site) -> dict[str, int]:
         "certificate": sum("certificate" in device.authentication for device in active),
         "password": sum("password" in device.authentication for device in active),
         "psk": sum("psk" in device.authentication for device in active),
+        "token": sum("token" in device.authentication for device in active),
         "waiting_for_csr": sum(_waits(device) for device in active),
         "roles": len(site.roles),
         "rules": len(site.rules),
@@ -193,6 +194,7 @@ def _listed(device: Device) -> dict[str, object]:
     return {
         "id": device.id,
         "authentication": device.authentication,
+        "token": device.token_authentication,
         "enrolment": device.enrolment,
         "csr": device.csr,
         "revoked": device.revoked,

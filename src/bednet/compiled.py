@@ -125,9 +125,13 @@ def _device(device: Device, profile: str, names: Iterable[str], ways: dict[tuple
     values = json.dumps([str(device.value(name)) for name in names], ensure_ascii=False) if names else "[]"
     until = "null" if device.until is None else int(device.until.timestamp())
     revoked = "null" if device.revoked is None else f'"{device.revoked}"'
+    token = "null" if device.token_authentication is None else f'"{device.token_authentication}"'
+    # Few have it.
+    mark = "" if device.reinstated is None else f', "reinstated": {int(device.reinstated.timestamp())}'
     return (
         f'{{"device": "{device.id}", "profile": {profile}, "values": {values}, '
-        f'"authentication": {authentication}, "token": null, "until": {until}, "revoked": {revoked}}}\n'
+        f'"authentication": {authentication}, "token": {token}, "until": {until}, '
+        f'"revoked": {revoked}{mark}}}\n'
     )
 
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from bednet.yamlfile import Node, Scalar
 
+KEY_METHODS = ("tls_client_auth", "private_key_jwt")
+"""Ways to show the token service who one is that need a key (RFC 8705, 2.1; OpenID Connect Core 1.0, 9)."""
+
 KEY_TYPES = ("P-256", "P-384", "RSA-2048", "RSA-3072", "RSA-4096", "Ed25519")
 RESERVED_PREFIX = "bednet-"
 MAX_VALUE_BYTES = 255
@@ -44,6 +47,8 @@ TAKEN_NAMES = (
     "key_types",
     "until",
     "revoked",
+    "reinstated",
+    "token_authentication",
     "csr",
 )
 """What a device entry says elsewhere; an attribute of that name would be taken for it."""
@@ -64,6 +69,8 @@ class Device:
     :ivar key_types: the key types that its TLS stack can verify; empty for all.
     :ivar until: when its access ends, in UTC and whole seconds; None for never.
     :ivar revoked: the reason in the words of RFC 5280, 5.3.1; None while the device is in service.
+    :ivar reinstated: when it was last let in again; None for never.
+    :ivar token_authentication: how it shows the site's token service who it is; None when it gets no tokens there.
     :ivar places: where the values of its entry stand, by key or ``attributes/NAME``, as far as they are known;
         ``place`` is that of the id.
     """
@@ -81,6 +88,8 @@ class Device:
     key_types: tuple[str, ...] = ()
     until: dt.datetime | None = None
     revoked: str | None = None
+    reinstated: dt.datetime | None = None
+    token_authentication: str | None = None
     places: Mapping[str, Place] = field(default_factory=lambda: _NOWHERE)
 
     def value(self, name: str) -> Scalar:
@@ -94,6 +103,11 @@ class Device:
                 return self.type
             case _:
                 return self.attributes.get(name)
+
+    @property
+    def certified(self) -> bool:
+        """True when the CA issues it a certificate: for the broker, or for the token service."""
+        return "certificate" in self.authentication or self.token_authentication in KEY_METHODS
 
     def place_of(self, key: str) -> Place:
         """Return where `key` stands, or else the device."""
@@ -219,15 +233,22 @@ class Collector:
         enrolment = entry.get("enrolment")
         revoked = entry.get("revoked")
         request = None
+        method = entry.get("token_authentication")
+        if method is not None and "token" not in authentication:
+            message = f"device '{identifier}' has 'token_authentication' but does not authenticate with a token"
+            cure = "remove 'token_authentication', or add 'token' to 'authentication'"
+            self._refuse(places.get("token_authentication", place), "no-token", message, cure)
+        if "token" in authentication:
+            method = method if isinstance(method, str) else KEY_METHODS[0]
         if enrolment == "csr":
-            if "certificate" not in authentication:
+            if "certificate" not in authentication and method not in KEY_METHODS:
                 message = f"device '{identifier}' has 'enrolment: csr' but does not authenticate with a certificate"
                 cure = "remove 'enrolment', or add 'certificate' to 'authentication'"
                 self._refuse(places.get("enrolment", place), "csr-without-certificate", message, cure)
             elif not isinstance(revoked, str):
                 request, problem = csr.read(self.folder / "csr" / f"{identifier}.csr", identifier)
                 self.problems += [problem] if problem else []
-        until = entry.get("until")
+        until, reinstated = entry.get("until"), entry.get("reinstated")
         return Device(
             id=identifier,
             location=self._word(entry.get("location")) or "",
@@ -240,8 +261,10 @@ class Collector:
             enrolment=enrolment if isinstance(enrolment, str) else "bundle",
             csr=request,
             key_types=self._words(entry.get("key_types")),
-            until=self._until(identifier, until, places.get("until", place)) if isinstance(until, str) else None,
+            until=self._instant(identifier, "until", until, place, places),
             revoked=revoked if isinstance(revoked, str) else None,
+            reinstated=self._instant(identifier, "reinstated", reinstated, place, places),
+            token_authentication=method if isinstance(method, str) else None,
             places=places,
         )
 
@@ -283,19 +306,24 @@ class Collector:
             self._same[key] = value
         return value
 
-    def _until(self, identifier: str, text: str, place: Place) -> dt.datetime | None:
+    def _instant(
+        self, identifier: str, key: str, text: object, place: Place, places: Mapping[str, Place]
+    ) -> dt.datetime | None:
+        if not isinstance(text, str):
+            return None
+        place = places.get(key, place)
         try:
-            until = parse_instant(text)
+            instant = parse_instant(text)
         except ValueError as error:
-            message = f"device '{identifier}': 'until' is {text!r}: {error}"
+            message = f"device '{identifier}': '{key}' is {text!r}: {error}"
             cure = 'write date, time and offset, as in "2026-12-31T17:00:00Z" or "2026-12-31T18:00:00+01:00"'
             self._refuse(place, "bad-time", message, cure)
             return None
-        if until.microsecond or until.timestamp() <= 0:
-            message = f"device '{identifier}': 'until' is {text!r}; it counts whole seconds, after 1970"
+        if instant.microsecond or instant.timestamp() <= 0:
+            message = f"device '{identifier}': '{key}' is {text!r}; it counts whole seconds, after 1970"
             self._refuse(place, "bad-time", message, "leave the fraction away")
             return None
-        return until
+        return instant
 
     def _check_csr_folder(self, devices: Mapping[str, Device]) -> None:
         known: dict[bytes, Device] = {}

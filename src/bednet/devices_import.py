@@ -174,7 +174,9 @@ class _Shape:
         self._known_attributes: set[str] = set()
         ways = self._choices(properties["authentication"])
         key_types = self._choices(properties["key_types"])
-        enrolments, reasons = (frozenset(properties[key]["enum"]) for key in ("enrolment", "revoked"))
+        enrolments, reasons, methods = (
+            frozenset(properties[key]["enum"]) for key in ("enrolment", "revoked", "token_authentication")
+        )
         self._checks: dict[str, Callable[[Any], bool]] = {
             "id": lambda value: isinstance(value, str),
             "location": self._is_name,
@@ -187,13 +189,15 @@ class _Shape:
             "enrolment": lambda value: isinstance(value, str) and value in enrolments,
             "until": lambda value: isinstance(value, str),
             "revoked": lambda value: isinstance(value, str) and value in reasons,
+            "reinstated": lambda value: isinstance(value, str),
+            "token_authentication": lambda value: isinstance(value, str) and value in methods,
         }
 
     @staticmethod
     def _choices(schema: dict[str, Any]) -> frozenset[tuple[str, ...]]:
         choices, least = schema["items"]["enum"], schema.get("minItems", 0)
         # In any order, but few: a list that is not among these is for the schema.
-        return frozenset(words for size in range(least, 4) for words in itertools.permutations(choices, size))
+        return frozenset(words for size in range(least, 5) for words in itertools.permutations(choices, size))
 
     def is_sound(self, entry: object) -> bool:
         """Say that the schema would have nothing against an entry."""

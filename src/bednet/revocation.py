@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Revoking a device in its site's files, and taking that back: ``bednet revoke`` and ``bednet reinstate``.
 
-- :func:`revoke`, :func:`reinstate`: change ``revoked:`` of one device in devices.yml, durably, and nothing else in it.
+- :func:`revoke`, :func:`reinstate`: change ``revoked:`` of one device in devices.yml, durably, and nothing else.
+  Reinstating leaves a mark, ``reinstated:`` with the time: a gateway that knows a device as revoked lets it in again
+  only for a later mark than it has seen, so that no older copy of the list brings it back.
 - :func:`revoke_text`, :func:`reinstate_text`: the same with a text.
 - :func:`add_parser`: adds the two commands.
 
 The text is edited in place, so that comments, order and form stay as their writer left them. Before a file is written,
-old and new text are read as YAML and compared: but for this one value they must say the same. Nothing else of the site
+old and new text are read as YAML and compared: but for these values they must say the same. Nothing else of the site
 is looked at: a mistake elsewhere must not hold a revocation up.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import fcntl
 import os
 import sys
@@ -26,10 +29,11 @@ import yaml
 from bednet import yamlfile
 from bednet.devices_import import load_devices
 from bednet.errors import BednetError, SiteError
+from bednet.moment import instant_text, parse_instant
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from bednet.errors import Problem
 
@@ -89,7 +93,15 @@ class _Entry:
     @property
     def revoked(self) -> str | None:
         """The reason that stands there; None while the device is in service."""
-        found = self.fields.get("revoked")
+        return self._stated("revoked")
+
+    @property
+    def reinstated(self) -> str | None:
+        """The mark that stands there."""
+        return self._stated("reinstated")
+
+    def _stated(self, name: str) -> str | None:
+        found = self.fields.get(name)
         return None if found is None or found.value in _NULL else found.value
 
 
@@ -101,6 +113,7 @@ class Edit:
     :ivar changed: whether it differs from the old one.
     :ivar line: the device's line in the old text.
     :ivar before: the reason that stood there; None for a device in service.
+    :ivar reinstated: the mark of the last reinstatement that stood there, as it is written; None for none.
     :ivar file: which of the site's lists the device stands in.
     """
 
@@ -108,6 +121,7 @@ class Edit:
     changed: bool
     line: int
     before: str | None
+    reinstated: str | None = None
     file: str = DEVICES
 
 
@@ -205,44 +219,75 @@ def revoke_text(text: str, device: str, reason: str) -> Edit:
     entry = _find(text, device)
     before = entry.revoked
     if before == reason:
-        return Edit(text, False, entry.line, before)
+        return Edit(text, False, entry.line, before, entry.reinstated)
     if before is not None and reason != COMPROMISED:
         raise RevocationError(
             f"{DEVICES}:{entry.line}: {device} is revoked already, for {before}. Cure: leave it at that; only "
             f"{COMPROMISED} can still be said of it"
         )
-    there = entry.fields.get("revoked")
+    return _proven(text, _with(text, entry, "revoked", reason), entry, {"revoked": reason})
+
+
+def _with(text: str, entry: _Entry, name: str, value: str) -> str:
+    """Return the text with another value for a key of a device, or with the key behind its id."""
+    there = entry.fields.get(name)
     identity = entry.fields["id"]
     if there is not None:
         gap = " " if text[there.value_start - 1 : there.value_start] == ":" else ""
-        new = text[: there.value_start] + gap + reason + text[there.value_end :]
-    elif entry.flow:
-        new = f"{text[: identity.value_end]}, revoked: {reason}{text[identity.value_end :]}"
-    else:
-        line_end = text.find("\n", identity.value_end)
-        line_end = len(text) if line_end < 0 else line_end
-        newline = "\r\n" if text[line_end - 1 : line_end] == "\r" else "\n"
-        before_newline = line_end - len(newline) + 1
-        new = f"{text[:before_newline]}{newline}{' ' * entry.column}revoked: {reason}{text[before_newline:]}"
-    return _proven(text, new, entry, reason)
+        return text[: there.value_start] + gap + value + text[there.value_end :]
+    if entry.flow:
+        return f"{text[: identity.value_end]}, {name}: {value}{text[identity.value_end :]}"
+    line_end = text.find("\n", identity.value_end)
+    line_end = len(text) if line_end < 0 else line_end
+    newline = "\r\n" if text[line_end - 1 : line_end] == "\r" else "\n"
+    before_newline = line_end - len(newline) + 1
+    return f"{text[:before_newline]}{newline}{' ' * entry.column}{name}: {value}{text[before_newline:]}"
 
 
-def reinstate_text(text: str, device: str) -> Edit:
-    """Return a devices.yml in which a device is in service.
+def reinstate_text(text: str, device: str, now: dt.datetime, *, again: bool = False) -> Edit:
+    """Return a devices.yml in which a device is in service, with a mark that is later than any before.
 
+    :param again: write a new mark even when the list does not say that the device is revoked: the gateways may.
     :raises RevocationError: when the device is not listed, or its key was compromised.
     :raises yaml.YAMLError: when the text is no YAML.
     """
     entry = _find(text, device)
-    if entry.revoked is None:
-        return Edit(text, False, entry.line, None)
+    if entry.revoked is None and not again:
+        return Edit(text, False, entry.line, None, entry.reinstated)
     if entry.revoked == COMPROMISED:
         raise RevocationError(
             f"{DEVICES}:{entry.line}: {device} was revoked for {COMPROMISED}: whoever has its key would come back too. "
-            "Cure: leave it revoked; or, with the device in good hands again, take `revoked` out of its entry by hand "
-            "and run playbooks/site.yml, which gives it new keys"
+            "Cure: leave it revoked; or, with the device in good hands again, write "
+            f"`reinstated: {_mark_text(now, None)}` in place of `revoked` by hand and run playbooks/site.yml, which "
+            "gives it new keys"
         )
-    there = entry.fields["revoked"]
+    mark = _mark_text(now, entry.reinstated)
+    revoked = entry.fields.get("revoked")
+    if revoked is None:
+        new = _with(text, entry, "reinstated", mark)
+    elif "reinstated" not in entry.fields:
+        new = f"{text[: revoked.start]}reinstated: {mark}{text[revoked.value_end :]}"
+    else:
+        try:
+            new = _without(text, entry, "revoked")
+            new = _with(new, _find(new, device), "reinstated", mark)
+        except (yaml.YAMLError, RevocationError):
+            new = ""  # refused, as it proves nothing
+    return _proven(text, new, entry, {"reinstated": mark.strip('"')})
+
+
+def _mark_text(now: dt.datetime, before: str | None) -> str:
+    """Return a mark in quotes, later than the one before even if that is ahead of the clock."""
+    try:
+        after = parse_instant(before) + dt.timedelta(seconds=1) if before is not None else now
+    except ValueError:
+        after = now
+    return f'"{instant_text(max(now, after).replace(microsecond=0))}"'
+
+
+def _without(text: str, entry: _Entry, name: str) -> str:
+    """Return the text without a key of a device."""
+    there = entry.fields[name]
     others = sorted(entry.fields.values(), key=lambda one: one.start)
     place = others.index(there)
     following = others[place + 1] if place + 1 < len(others) else None
@@ -251,37 +296,37 @@ def reinstate_text(text: str, device: str) -> Edit:
     line_end = len(text) if line_end < 0 else line_end + 1
     rest = text[there.value_end : line_end]
     if entry.flow and place:
-        new = text[: others[place - 1].value_end] + text[there.value_end :]
-    elif entry.flow or text[line_start : there.start].strip():
+        return text[: others[place - 1].value_end] + text[there.value_end :]
+    if entry.flow or text[line_start : there.start].strip():
         # The first of the device's keys: the next one takes its place.
-        new = text[: there.start] + text[following.start if following else there.value_end :]
-    elif rest.strip():
+        return text[: there.start] + text[following.start if following else there.value_end :]
+    if rest.strip():
         # A comment in the same line stays.
-        new = text[: there.start] + rest.lstrip(" \t") + text[line_end:]
-    else:
-        new = text[:line_start] + text[line_end:]
-    return _proven(text, new, entry, None)
+        return text[: there.start] + rest.lstrip(" \t") + text[line_end:]
+    return text[:line_start] + text[line_end:]
 
 
-def _proven(text: str, new: str, entry: _Entry, reason: str | None) -> Edit:
+def _proven(text: str, new: str, entry: _Entry, stated: Mapping[str, str]) -> Edit:
     """Make sure that the new text says what it should, and else the same as the old one."""
     wanted = yaml.load(text, Loader=_Loader)  # noqa: S506 - a BaseLoader makes nothing but text
     device = wanted["devices"][entry.number]
     device.pop("revoked", None)
-    if reason is not None:
-        device["revoked"] = reason
+    device.update(stated)
     try:
         said = yaml.load(new, Loader=_Loader)  # noqa: S506 - likewise
     except yaml.YAMLError:
         said = None
     comments = [line.partition("#")[2] for line in text.splitlines() if "#" in line]
     if said != wanted or comments != [line.partition("#")[2] for line in new.splitlines() if "#" in line]:
-        what = f"write `revoked: {reason}` into its entry" if reason else "take `revoked` out of its entry"
+        ((name, value),) = stated.items()
+        what = f"write `revoked: {value}` into its entry"
+        if name != "revoked":
+            what = f'write `reinstated: "{value}"` in place of `revoked` into its entry'
         raise RevocationError(
             f"{DEVICES}:{entry.line}: this entry is written in a form that is not changed here. Cure: {what} by hand, "
             "and run this again"
         )
-    return Edit(new, True, entry.line, entry.revoked)
+    return Edit(new, True, entry.line, entry.revoked, entry.reinstated)
 
 
 # --- Files ----------------------------------------------------------------------------------------------------------
@@ -302,20 +347,23 @@ def revoke(site: Path, device: str, reason: str, *, check: bool = False) -> Edit
         return _elsewhere(site, device, reason, exc)
 
 
-def reinstate(site: Path, device: str, *, check: bool = False) -> Edit:
+def reinstate(site: Path, device: str, now: dt.datetime, *, again: bool = False, check: bool = False) -> Edit:
     """Take a revocation back in the devices.yml of a site; it is on the disk when this returns.
 
+    :param again: see :func:`reinstate_text`.
     :param check: change nothing.
     :raises RevocationError: see :func:`reinstate_text`; also when the file cannot be written.
     :raises SiteError: when devices.yml is no YAML.
     """
     try:
-        return _edit(site, lambda text: reinstate_text(text, device), check=check)
+        return _edit(site, lambda text: reinstate_text(text, device, now, again=again), check=check)
     except NotListedError as exc:
-        return _elsewhere(site, device, None, exc)
+        return _elsewhere(site, device, None, exc, mark=_mark_text(now, None), again=again)
 
 
-def _elsewhere(site: Path, device: str, reason: str | None, not_listed: NotListedError) -> Edit:
+def _elsewhere(
+    site: Path, device: str, reason: str | None, not_listed: NotListedError, *, mark: str = "", again: bool = False
+) -> Edit:
     """Look in the lists that other programs write: they are not changed here, but may say it already."""
     problems: list[Problem] = []
     found = (load_devices(site, problems) or {}).get(device)
@@ -328,13 +376,16 @@ def _elsewhere(site: Path, device: str, reason: str | None, not_listed: NotListe
             f"{found.place}: {device} is revoked for {COMPROMISED}, and that cannot be taken back. "
             "Cure: leave it revoked"
         ) from not_listed
-    if found.revoked != reason:
-        what = f"write {reason!r} as its `revoked`" if reason else "empty its `revoked`"
+    if found.revoked != reason or again:
+        what = f"write {reason!r} as its `revoked`"
+        if reason is None:
+            what = f"empty its `revoked`, write {mark} as its `reinstated`"
         raise RevocationError(
             f"{found.place}: {device} stands in a list that another program writes, and it is not changed here. "
             f"Cure: {what} where that list comes from, and run this again"
         ) from not_listed
-    return Edit("", False, found.place.line, found.revoked, Path(found.place.file).name)
+    stamp = None if found.reinstated is None else instant_text(found.reinstated)
+    return Edit("", False, found.place.line, found.revoked, stamp, Path(found.place.file).name)
 
 
 def _edit(site: Path, change: Callable[[str], Edit], *, check: bool) -> Edit:
@@ -415,17 +466,24 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         parser.add_argument("site", type=Path, metavar="SITE", help="the site's folder, such as inventories/lab")
         parser.add_argument("device", metavar="ID", help="the device's id")
         parser.add_argument("--check", action="store_true", help="change nothing, and say what would be changed")
+    two.add_argument(
+        "--again",
+        action="store_true",
+        help="mark it as reinstated now, though the list does not say that it is revoked: a gateway may say so",
+    )
     one.add_argument("reason", metavar="REASON", help=f"one of {', '.join(REASONS)}")
 
 
 def _command_revoke(arguments: argparse.Namespace) -> int:
     edit = revoke(arguments.site, arguments.device, arguments.reason, check=arguments.check)
-    _say(arguments, edit, f"is revoked for {arguments.reason}")
+    before = f" (reinstated before, at {edit.reinstated})" if edit.reinstated else ""
+    _say(arguments, edit, f"is revoked for {arguments.reason}{before}")
     return 0
 
 
 def _command_reinstate(arguments: argparse.Namespace) -> int:
-    edit = reinstate(arguments.site, arguments.device, check=arguments.check)
+    now = dt.datetime.now(dt.UTC)
+    edit = reinstate(arguments.site, arguments.device, now, again=arguments.again, check=arguments.check)
     was = f" (it was revoked for {edit.before})" if edit.before else ""
     _say(arguments, edit, f"is in service{was}")
     return 0

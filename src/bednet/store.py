@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import datetime as dt
 import errno
 import fcntl
 import grp
@@ -65,8 +66,8 @@ WAIT_SECONDS = 120.0
 
 DATABASES_1 = (b"meta", b"devices", b"profiles", b"zones", b"revoked", b"changes")
 """Those of layout 1, which ``apply`` brings to this one; what is in them did not change."""
-DATABASES = (*DATABASES_1, b"issuers", b"keys", b"tokens", b"cutoffs")
-META = b"meta"
+DATABASES = (*DATABASES_1, b"issuers", b"keys", b"tokens", b"cutoffs", b"marks")
+META, CRL = b"meta", b"crl"
 # CRLReason, RFC 5280, 5.3.1; those that a site can state.
 REASONS = {
     "unspecified": 0,
@@ -128,6 +129,7 @@ _TRANSITION = struct.Struct("<qi")
 _ISSUER = struct.Struct("<BBHII")
 _KEY = struct.Struct("<BB")
 _SECONDS = struct.Struct("<q")
+_MARK = struct.Struct("<qB")
 # LMDB's own meta page on this machine (lmdb 0.9, mdb.c, MDB_meta): behind a page header, one in each of the first two
 # pages; the one with the higher transaction number is the current one.
 _LMDB_HEADER = struct.calcsize("@N") + 8
@@ -591,6 +593,38 @@ def decode_seconds(record: bytes) -> int:
     return seconds
 
 
+class Mark(NamedTuple):
+    """A record of the database ``marks``: what the store remembers of a device beside its record.
+
+    :ivar reinstated: the latest of the site's marks of it, in unix seconds; 0 for none.
+    :ivar gone: the number of the reason for which it was revoked when the site no longer listed it; None otherwise.
+    """
+
+    reinstated: int = 0
+    gone: int | None = None
+
+    def encode(self) -> bytes | None:
+        """Return the record's bytes; None when there is nothing to remember."""
+        if self == Mark():
+            return None
+        return _MARK.pack(self.reinstated, 0 if self.gone is None else self.gone + 1)
+
+    @classmethod
+    def decode(cls, record: bytes | None) -> Mark:
+        """Read a record.
+
+        :raises Damaged: when it is not what :meth:`encode` makes.
+        """
+        if record is None:
+            return cls()
+        parser = _Parser(record)
+        reinstated, gone = parser.unpack(_MARK)
+        parser.done()
+        if reinstated < 0 or (gone and gone - 1 not in REASON_NAMES) or not (reinstated or gone):
+            raise Damaged("it is no mark")
+        return cls(reinstated, gone - 1 if gone else None)
+
+
 # --- Public keys as issuers publish them: JWK (RFC 7517), told apart by RFC 7518, 6 and RFC 8037, 2
 
 _P256 = 2**256 - 2**224 + 2**192 + 2**96 - 1
@@ -765,6 +799,7 @@ _ISSUER_KEYS = {
 _ROLES_KEYS, _ROLE_KEYS = {"claim", "map"}, {"value", "profile", "claims"}
 _DEVICE_KEYS = {"device", "profile", "values", "authentication", "token", "until", "revoked"}
 _SECRETS_KEYS = {"passwords", "psk", "revoked_serials"}
+_REINSTATED = "reinstated"
 
 
 COMPILED = 2
@@ -823,6 +858,7 @@ class Secrets:
     :ivar passwords: by device id, as in Mosquitto's password file.
     :ivar psk: by device id, pre-shared keys in hexadecimal.
     :ivar serials: revoked certificates: see :func:`serial_key`, and the number of the reason.
+    :ivar crl_number: of the CA's list of them, which grows (RFC 5280, 5.2.3); None when it is not known.
     """
 
     def __init__(self, data: object) -> None:
@@ -831,9 +867,15 @@ class Secrets:
         :raises Refused: when a field is missing, unknown or of the wrong kind.
         """
         cure = "Cure: give them as the role does; see docs/store.md"
-        if not isinstance(data, dict) or data.keys() != _SECRETS_KEYS:
+        if not isinstance(data, dict) or data.keys() - {"crl_number"} != _SECRETS_KEYS:
             raise Refused(f"the secrets must be a JSON object with {', '.join(sorted(_SECRETS_KEYS))}. {cure}")
-        for name, value in data.items():
+        number = data.get("crl_number")
+        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 0):
+            raise Refused(f"crl_number must be a whole number. {cure}")
+        # RFC 5280 allows 20 octets. Two such numbers are one here, and the list is taken for an older one.
+        self.crl_number: int | None = None if number is None else min(number, (1 << 64) - 1)
+        for name in _SECRETS_KEYS:
+            value = data[name]
             if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
                 raise Refused(f"{name} must be a JSON object of strings. {cure}")
         self.passwords: dict[str, str] = data["passwords"]
@@ -882,6 +924,7 @@ class Compiled:
     :ivar issuers: by ``iss``, likewise.
     :ivar keys: by ``iss``, the keys of each issuer that the site gives, by ``kid``; None for one whose keys come later.
     :ivar token_methods: by device id, how it proves itself to the site's token service; as :meth:`devices` goes on.
+    :ivar reinstated: by device id, when the site last reinstated it, in unix seconds; as :meth:`devices` goes on.
     :ivar without_secret: ids of devices in service that lack the secret of a way to authenticate.
     """
 
@@ -897,6 +940,7 @@ class Compiled:
         self.issuers: dict[str, Issuer] = {}
         self.keys: dict[str, dict[str, Key] | None] = {}
         self.token_methods: dict[str, str] = {}
+        self.reinstated: dict[str, int] = {}
         self._known: dict[str, tuple[bytes, int]] = {}
         """By a profile's name: its key, and how many values its devices have."""
 
@@ -941,7 +985,7 @@ class Compiled:
                 self._issuer(self._next())
             last = ""
             for _ in range(counts[3]):
-                entry = _object(self._next(), _DEVICE_KEYS, "a device")
+                entry = self._entry(self._next())
                 device_id = entry["device"]
                 device = self._device(entry)
                 if device_id <= last:
@@ -961,7 +1005,7 @@ class Compiled:
         :raises Refused: when it is not what ``bednet compile`` writes, or a secret cannot be used.
         """
         try:
-            entry = _object(self._next(), _DEVICE_KEYS, "a device")
+            entry = self._entry(self._next())
             if isinstance(entry["profile"], str) and isinstance(entry["values"], list):
                 self._known[entry["profile"]] = profile_key(entry["profile"]), len(entry["values"])
             device = self._device(entry)
@@ -1112,6 +1156,16 @@ class Compiled:
             raise _Unsound(f"{what}: no role is mapped")
         return _text(entry["claim"], f"{what}: the claim of its roles"), tuple(mappings)
 
+    @staticmethod
+    def _entry(data: object) -> Json:
+        """Check the keys of a device; the mark of a reinstatement is only there when there is one."""
+        if isinstance(data, dict) and _REINSTATED in data:
+            return {
+                _REINSTATED: data[_REINSTATED],
+                **_object({k: data[k] for k in data if k != _REINSTATED}, _DEVICE_KEYS, "a device"),
+            }
+        return _object(data, _DEVICE_KEYS, "a device")
+
     def _device(self, entry: Json) -> Device:  # noqa: PLR0912 - one for each refusal
         device_id, profile = entry["device"], entry["profile"]
         if (
@@ -1143,6 +1197,9 @@ class Compiled:
             raise _Unsound(f"device {device_id!r} gets its tokens with {method!r}, which cannot be")
         if method is not None:
             self.token_methods[device_id] = method
+        if _REINSTATED in entry:
+            mark = _whole(entry[_REINSTATED], 1, _MOST_SECONDS, f"device {device_id!r}: {_REINSTATED}")
+            self.reinstated[device_id] = mark
         until, reason = entry["until"], entry["revoked"]
         if until is None:
             until = 0
@@ -1239,12 +1296,14 @@ class _Run:
     def __init__(self, old: _Old, write: lmdb.Transaction | None, databases: Mapping[bytes, Any]) -> None:
         self.old = old
         self.changes = _Changes()
+        self.changed = False
         self._write = write
         self._databases = databases
         self._count = {b"devices": old.meta.devices, b"profiles": old.meta.profiles}
 
     def set(self, database: bytes, kind: int, key: bytes, before: bytes | None, after: bytes | None) -> None:
         """Note one difference; it gets into the change log unless its kind is ``SILENT``."""
+        self.changed = True
         if kind != SILENT:
             self.changes.add(kind, key if kind != EVERYTHING_CHANGED else b"")
         if database in self._count:
@@ -1258,26 +1317,38 @@ class _Run:
             append = self.old.transaction is None and database == b"devices"
             self._write.put(key, after, append=append, db=self._databases[database])
 
+    def remember(self, key: bytes, before: bytes | None, mark: Mark) -> None:
+        """Note what is to be remembered of a device."""
+        # A damaged one stays as it is, for `status --deep` to name.
+        if mark.reinstated < _MOST_SECONDS and (after := mark.encode()) != before:
+            self.set(b"marks", SILENT, key, before, after)
+
     def merge(
         self,
         database: bytes,
         kind: int,
         new: Iterable[tuple[bytes, bytes]],
-        note: Callable[[bytes, bytes | None, bytes | None], None] | None = None,
+        note: Callable[[bytes, bytes | None, bytes | None], bytes | None] | None = None,
     ) -> dict[str, int]:
-        """Make a database what `new` says, which is in order of keys. :returns: how much of it is different."""
+        """Make a database what `new` says, which is in order of keys.
+
+        :param note: hears of each difference, and may say that the record shall be another.
+        :returns: how much of it is different.
+        """
         tally = {"added": 0, "changed": 0, "removed": 0}
-        for key, before, after in _differences(self.old.items(database), new):
+        for key, before, wanted in _differences(self.old.items(database), new):
+            after = note(key, before, wanted) if note else wanted
+            if after == before:
+                continue
             tally["added" if before is None else "removed" if after is None else "changed"] += 1
             self.set(database, kind, key, before, after)
-            if note:
-                note(key, before, after)
         return tally
 
     def finish(self) -> Meta:
         """Write the change log and the meta record. :returns: what that says."""
         last = self.old.meta.last_change
         if self.old.meta.layout != LAYOUT:
+            self.changed = True
             self.changes.add(EVERYTHING_CHANGED, b"")
         meta = Meta(last + len(self.changes), self._count[b"devices"], self._count[b"profiles"])
         if self._write is not None and (meta != self.old.meta or self.old.transaction is None):
@@ -1362,17 +1433,19 @@ class Store:
     def apply(self, lines: Iterable[str], secrets: object, *, check: bool = False) -> Json:
         """Make the store what a compiled site says.
 
-        The compiled site is the truth, also about a device that was revoked here alone (``revoke``): it comes back, and
-        is named in ``reinstated``.
+        The compiled site is the truth, save that it may be older than a revocation: a device that is revoked here comes
+        back only with a later mark of a reinstatement than the store has seen. Others are named in ``kept_revoked``.
 
         :param lines: of the compiled site, such as a :class:`CompiledFile`.
         :param secrets: see :class:`Secrets`.
         :param check: tell what would change, and change nothing.
         :returns: ``changed``; how many devices were ``added``, ``changed_devices``, ``removed``; ``profiles``,
-            ``zones``, ``revoked_serials`` that are different; ``reinstated``: ids and old reasons of devices that are
-            no longer revoked; ``without_secret``: devices in service that lack the password or key of a way to
-            authenticate, ``unused_secrets``: ids with a secret that no device can use (the first 100 of each);
-            ``devices`` in the store; ``files``: owners and modes that were put right.
+            ``zones``, ``issuers``, ``revoked_serials`` that are different; ``reinstated``: ids and old reasons of
+            devices that are no longer revoked; ``kept_revoked``: of those that the site would let in, and that stay
+            out; ``older_crl``: the CA's list is older than one that was here; ``without_secret``: devices in service
+            that lack the password or key of a way to authenticate, ``unused_secrets``: ids with a secret that no
+            device can use (the first 100 of each); ``devices`` in the store; ``files``: owners and modes that were put
+            right.
         :raises Refused: nothing was changed.
         """
         known = secrets if isinstance(secrets, Secrets) else Secrets(secrets)
@@ -1427,9 +1500,11 @@ class Store:
             record = old.get(b"devices", device_id.encode())
         return None if record is None else _sound(device_id, record)
 
-    def revoke(self, device_id: str, reason: str) -> Json:
+    def revoke(self, device_id: str, reason: str, reinstated: int = 0) -> Json:
         """Refuse a device from now on, and forget its secrets.
 
+        :param reinstated: the mark of the reinstatement that the site had until now, in unix seconds: with no later one
+            does it come back, even if that mark has not come as far as this store.
         :raises Refused: when the store does not know the device, or its key is compromised and this is another reason.
         """
         if reason not in REASONS:
@@ -1443,7 +1518,7 @@ class Store:
                 )
             return device._replace(revoked=REASONS[reason], password=None, psk=None)
 
-        return self._alter(device_id, work)
+        return self._alter(device_id, work, reinstated)
 
     def reinstate(self, device_id: str) -> Json:
         """Let a revoked device in again; its secrets come with the next ``apply``.
@@ -1454,14 +1529,15 @@ class Store:
         def work(device: Device) -> Device:
             if device.revoked == COMPROMISED:
                 raise Refused(
-                    f"the key of {device_id} is compromised: whoever has it would come back too. Cure: take "
-                    "'revoked' out of devices.yml, and run playbooks/site.yml, which gives the device new keys"
+                    f"the key of {device_id} is compromised: whoever has it would come back too. Cure: with the device "
+                    "in good hands, write 'reinstated' in place of 'revoked' in devices.yml, and run "
+                    "playbooks/site.yml, which gives it new keys"
                 )
             return device._replace(revoked=None)
 
         return self._alter(device_id, work)
 
-    def _alter(self, device_id: str, change: Callable[[Device], Device]) -> Json:
+    def _alter(self, device_id: str, change: Callable[[Device], Device], reinstated: int = 0) -> Json:
         def work(run: _Run) -> Json:
             key = device_id.encode(errors="replace")
             before = run.old.get(b"devices", key) if DEVICE_ID.fullmatch(device_id) else None
@@ -1470,6 +1546,9 @@ class Store:
             device = change(_sound(device_id, before))
             if (after := device.encode()) != before:
                 run.set(b"devices", DEVICE_CHANGED, key, before, after)
+            known = run.old.get(b"marks", key)
+            if reinstated > _mark(known).reinstated:
+                run.remember(key, known, Mark(reinstated))
             return {"device": device_id, "revoked": None if device.revoked is None else REASON_NAMES[device.revoked]}
 
         return self._change(work, new=False)
@@ -1629,6 +1708,10 @@ class Store:
                 yield {"revoked_token": key.hex(), "ends": self._decoded(decode_seconds, key, record)}
             for key, record in old.items(b"cutoffs"):
                 yield {"cutoff": key.decode(), "until": self._decoded(decode_seconds, key, record)}
+            for key, record in old.items(b"marks"):
+                mark = self._decoded(Mark.decode, key, record)
+                gone = None if mark.gone is None else REASON_NAMES[mark.gone]
+                yield {"mark": key.decode(), "reinstated": mark.reinstated or None, "gone": gone}
 
     def _decoded(self, decode: Callable[[bytes], _T], key: bytes, record: bytes) -> _T:
         try:
@@ -1697,7 +1780,7 @@ class Store:
     @staticmethod
     def _answer(answer: Json, run: _Run, meta: Meta, files: list[str]) -> Json:
         return {
-            "changed": bool(run.changes) or bool(files),
+            "changed": run.changed or bool(files),
             **answer,
             "everything": run.changes.everything,
             "devices": meta.devices,
@@ -1723,7 +1806,7 @@ class Store:
             except BaseException:
                 write.abort()
                 raise
-            if run.changes or old.transaction is None:
+            if run.changed or old.transaction is None:
                 write.commit()
             else:
                 write.abort()
@@ -1943,22 +2026,47 @@ def _words(exc: Exception) -> str:
 
 def _apply(run: _Run, compiled: Compiled) -> Json:
     reinstated: list[Json] = []
+    kept: list[Json] = []
     revoked: list[str] = []
+    marks = dict(run.old.items(b"marks"))
+    remembered: set[bytes] = set()
 
-    def note(key: bytes, before: bytes | None, after: bytes | None) -> None:
-        was = before is not None and len(before) > _FLAGS_AT and before[_FLAGS_AT] & REVOKED
-        is_now = after is not None and after[_FLAGS_AT] & REVOKED
-        if is_now and not was:
-            revoked.append(key.decode())
-        elif was and after is not None and not is_now:
-            reason = REASON_NAMES.get(before[_FLAGS_AT + 1], "unspecified") if before is not None else ""
-            reinstated.append({"device": key.decode(), "reason": reason})
+    def note(key: bytes, before: bytes | None, after: bytes | None) -> bytes | None:
+        record = marks.get(key)
+        mark = _mark(record)
+        reason = mark.gone
+        if before is not None:
+            reason = _revoked(before)
+        if after is None:
+            # Forgotten by the site, and not by the store: who has an older list of devices must not bring it back.
+            run.remember(key, record, mark._replace(gone=reason))
+            return None
+        device_id = key.decode()
+        latest = compiled.reinstated.get(device_id, 0)
+        if _revoked(after) is not None:
+            if reason is None:
+                revoked.append(device_id)
+        elif reason is not None:
+            told = {"device": device_id, "reason": REASON_NAMES[reason]}
+            if latest > mark.reinstated:
+                reinstated.append(told)
+            else:
+                kept.append(told)
+                after = Device.decode(after)._replace(revoked=reason, password=None, psk=None).encode()
+        remembered.add(key)
+        run.remember(key, record, Mark(max(latest, mark.reinstated)))
+        return after
 
     new = ((key, device.encode()) for key, device in compiled.devices())
     devices = run.merge(b"devices", DEVICE_CHANGED, new, note)
+    # Of those that did not change otherwise.
+    for device_id, latest in compiled.reinstated.items():
+        record = marks.get(key := device_id.encode())
+        if key not in remembered and latest > _mark(record).reinstated:
+            run.remember(key, record, Mark(latest))
     profiles = run.merge(b"profiles", PROFILE_CHANGED, sorted(compiled.profiles.items()))
     zones = run.merge(b"zones", EVERYTHING_CHANGED, sorted(compiled.zones.items()))
-    serials = ((key, bytes((reason,))) for key, reason in sorted(compiled.secrets.serials.items()))
+    serials, older = _apply_serials(run, compiled.secrets)
     issuers = _apply_issuers(run, compiled)
     return {
         "added": devices["added"],
@@ -1967,19 +2075,58 @@ def _apply(run: _Run, compiled: Compiled) -> Json:
         "profiles": sum(profiles.values()),
         "zones": sum(zones.values()),
         "issuers": issuers,
-        "revoked_serials": sum(run.merge(b"revoked", SERIAL_CHANGED, serials).values()),
+        "revoked_serials": serials,
+        "older_crl": older,
         "revoked": revoked,
         "reinstated": reinstated,
+        "kept_revoked": kept,
         "without_secret": sorted(compiled.without_secret)[:TOLD],
         "unused_secrets": sorted(compiled.unused_passwords | compiled.unused_psk)[:TOLD],
     }
+
+
+def _revoked(record: bytes) -> int | None:
+    """Return for which reason a device's record says that it is revoked; None when it does not, or is no record."""
+    if len(record) <= _FLAGS_AT + 1 or record[0] != 1 or not record[_FLAGS_AT] & REVOKED:
+        return None
+    return record[_FLAGS_AT + 1] if record[_FLAGS_AT + 1] in REASON_NAMES else REASONS["unspecified"]
+
+
+def _mark(record: bytes | None) -> Mark:
+    try:
+        return Mark.decode(record)
+    except Damaged:
+        # Rather out than in: no site has a later mark than this.
+        return Mark(_MOST_SECONDS)
+
+
+def _apply_serials(run: _Run, secrets: Secrets) -> tuple[int, bool]:
+    """Take over which certificates are revoked. An older list of the CA, or one of unknown age, takes none away.
+
+    :returns: how many are different, and whether the list is older than one that was here.
+    """
+    known = run.old.get(META, CRL)
+    number = secrets.crl_number
+    last = _U64.unpack(known)[0] if known is not None and len(known) == _U64.size else 0
+    wanted = {key: bytes((reason,)) for key, reason in secrets.serials.items()}
+    if number is None or number < last:
+        wanted = {**wanted, **dict(run.old.items(b"revoked"))}
+    elif (record := _U64.pack(number)) != known:
+        run.set(META, SILENT, CRL, known, record)
+    different = run.merge(b"revoked", SERIAL_CHANGED, sorted(wanted.items()))
+    return sum(different.values()), number is not None and number < last
 
 
 def _apply_issuers(run: _Run, compiled: Compiled) -> int:
     """Make issuers and keys what the site says. :returns: how many issuers are different."""
     different: set[bytes] = set()
     wanted = sorted((issuer_key(iss), issuer.encode()) for iss, issuer in compiled.issuers.items())
-    run.merge(b"issuers", SILENT, wanted, lambda key, _before, _after: different.add(key))
+
+    def note(key: bytes, _before: bytes | None, after: bytes | None) -> bytes | None:
+        different.add(key)
+        return after
+
+    run.merge(b"issuers", SILENT, wanted, note)
     for iss, keys in compiled.keys.items():
         if keys is not None and _replace_keys(run, iss, keys):
             different.add(issuer_key(iss))
@@ -2183,10 +2330,15 @@ def _token_damage(old: _Old, profiles: Mapping[bytes, int]) -> Iterator[str]:
                 yield f"key {key.hex()}: it stands in the wrong place"
         except Damaged as exc:
             yield f"key {key.hex()}: {exc}"
-    for database, what in ((b"tokens", "revoked token"), (b"cutoffs", "cutoff")):
+    readers: dict[bytes, tuple[str, Callable[[bytes], object]]] = {
+        b"tokens": ("revoked token", decode_seconds),
+        b"cutoffs": ("cutoff", decode_seconds),
+        b"marks": ("mark", Mark.decode),
+    }
+    for database, (what, decode) in readers.items():
         for key, record in old.items(database):
             try:
-                decode_seconds(record)
+                decode(record)
             except Damaged as exc:
                 yield f"{what} {key.hex()}: {exc}"
 
@@ -2194,6 +2346,17 @@ def _token_damage(old: _Old, profiles: Mapping[bytes, int]) -> Iterator[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _instant(text: str) -> int:
+    """Read a time as devices.yml has it (RFC 3339). :returns: unix seconds."""
+    try:
+        at = dt.datetime.fromisoformat(text)
+    except ValueError:
+        at = dt.datetime.min
+    if at.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 2026-12-31T17:00:00Z")
+    return int(at.timestamp())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -2221,6 +2384,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     for command in (revoke, reinstate):
         command.add_argument("device", metavar="ID")
+    revoke.add_argument(
+        "--reinstated",
+        type=_instant,
+        default=0,
+        metavar="TIME",
+        help="its 'reinstated' in devices.yml, if any: no such or older one lets it in again",
+    )
     keys = commands.add_parser("keys", parents=[common], help="take over an issuer's public keys: a JWKS on stdin")
     token = commands.add_parser("revoke-token", parents=[common], help="refuse one token from now on")
     token.add_argument("issuer", metavar="ISS", help="its issuer")
@@ -2268,7 +2438,7 @@ def _run(options: argparse.Namespace) -> int:
         case "revocations":
             result = store.revocations(options.issuer, _from_stdin(MOST_REVOCATIONS))
         case "revoke":
-            result = store.revoke(options.device, options.reason)
+            result = store.revoke(options.device, options.reason, options.reinstated)
         case "reinstate":
             result = store.reinstate(options.device)
         case "status":

@@ -7,8 +7,10 @@ instead of refused, a compromise that is taken back, and a file that a crash lea
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -22,6 +24,9 @@ from bednet.cli import main
 from bednet.errors import SiteError
 from bednet.revocation import Edit, RevocationError, reinstate_text, revoke_text
 
+NOW = dt.datetime(2026, 11, 22, 19, 10, tzinfo=dt.UTC)
+EARLIER, LATER = NOW - dt.timedelta(days=1), dt.datetime(2027, 1, 1, tzinfo=dt.UTC)
+MARK = '"2026-11-22T19:10:00Z"'
 EXAMPLE = Path(__file__).resolve().parents[2] / "inventories/example-plant/devices.yml"
 
 PLANT = """\
@@ -89,11 +94,41 @@ def test_one_place_changes_and_nothing_else(device: str, old: str, new: str) -> 
 
 
 @pytest.mark.parametrize("device", ["temp-101", "temp-102", "temp-103"])
-def test_there_and_back_is_the_same_text(device: str) -> None:
+def test_who_comes_back_has_a_mark_in_place_of_the_reason(device: str) -> None:
     revoked = revoke_text(PLANT, device, "superseded")
-    back = reinstate_text(revoked.text, device)
-    assert back == Edit(PLANT, True, revoked.line, "superseded")
-    assert reinstate_text(PLANT, device) == Edit(PLANT, False, revoked.line, None)
+    back = reinstate_text(revoked.text, device, NOW)
+    marked = revoked.text.replace("revoked: superseded", f"reinstated: {MARK}", 1)
+    assert back == Edit(marked, True, revoked.line, "superseded")
+    assert _devices(marked)[device]["reinstated"] == MARK.strip('"')
+    assert reinstate_text(marked, device, LATER) == Edit(marked, False, revoked.line, None, MARK.strip('"'))
+    assert reinstate_text(PLANT, device, NOW) == Edit(PLANT, False, revoked.line, None)
+
+
+@pytest.mark.parametrize("device", ["temp-101", "temp-102", "temp-103"])
+def test_each_mark_is_later_than_the_one_before_whatever_the_clock_says(device: str) -> None:
+    text = revoke_text(PLANT, device, "superseded").text
+    text = reinstate_text(text, device, NOW).text
+    again = revoke_text(text, device, "superseded")
+    assert again.reinstated == MARK.strip('"')
+    for clock, mark in (
+        (LATER, "2027-01-01T00:00:00Z"),
+        (NOW, "2026-11-22T19:10:01Z"),
+        (EARLIER, "2026-11-22T19:10:01Z"),
+    ):
+        back = reinstate_text(again.text, device, clock)
+        assert _devices(back.text)[device] == {**_devices(PLANT)[device], "reinstated": mark}
+        assert back.text.count("reinstated") == 1
+
+
+@pytest.mark.parametrize("device", ["temp-101", "temp-102", "temp-103"])
+def test_a_device_that_only_a_gateway_keeps_out_gets_a_mark_when_that_is_asked_for(device: str) -> None:
+    first = reinstate_text(PLANT, device, NOW, again=True)
+    assert (first.changed, _devices(first.text)[device]["reinstated"]) == (True, MARK.strip('"'))
+    second = reinstate_text(first.text, device, NOW, again=True)
+    assert _devices(second.text)[device]["reinstated"] == "2026-11-22T19:10:01Z"
+    compromised = revoke_text(first.text, device, "keyCompromise").text
+    with pytest.raises(RevocationError, match="was revoked for keyCompromise"):
+        reinstate_text(compromised, device, NOW, again=True)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +145,14 @@ def test_there_and_back_is_the_same_text(device: str) -> None:
     ],
 )
 def test_a_revocation_is_taken_out_in_every_form(text: str, left: str) -> None:
-    assert reinstate_text(text, "a").text == left
+    """Beside an older mark, which becomes a later one; without one the new mark takes its place."""
+    newline = ", " if "{" in text else "\r\n  " if "\r" in text else "\n  "
+    older, newer = (f"id: a{newline}reinstated: {mark}" for mark in ('"2025-01-01T00:00:00Z"', MARK))
+    back = reinstate_text(text.replace("id: a", older), "a", NOW).text
+    assert back == left.replace("id: a", newer)
+    alone = reinstate_text(text, "a", NOW).text
+    assert yaml.safe_load(alone) == yaml.safe_load(back)
+    assert ("# lost" in alone) == ("# lost" in text)
 
 
 @pytest.mark.parametrize(
@@ -167,15 +209,17 @@ def test_what_cannot_be_revoked_is_refused_with_its_cure(text: str, device: str,
 def test_a_compromise_is_never_taken_back() -> None:
     text = revoke_text(PLANT, "vib-212", "keyCompromise").text
     with pytest.raises(RevocationError, match=r"vib-212 was revoked for keyCompromise: .* Cure: .*gives it new keys"):
-        reinstate_text(text, "vib-212")
+        reinstate_text(text, "vib-212", NOW)
     with pytest.raises(RevocationError, match="vib-212 is revoked already, for keyCompromise"):
         revoke_text(text, "vib-212", "superseded")
 
 
 def test_a_comment_that_would_be_lost_is_a_reason_to_refuse() -> None:
-    text = "devices:\n- revoked: superseded # the comment\n  id: a\n"
-    with pytest.raises(RevocationError, match="Cure: take `revoked` out of its entry by hand"):
-        reinstate_text(text, "a")
+    text = "devices:\n- revoked: superseded # the comment\n  reinstated: 2025-01-01T00:00:00Z\n  id: a\n"
+    with pytest.raises(
+        RevocationError, match=f"Cure: write `reinstated: {MARK}` in place of `revoked` into its entry by"
+    ):
+        reinstate_text(text, "a", NOW)
 
 
 @given(st.data())
@@ -193,8 +237,11 @@ def test_every_device_of_the_example_can_go_and_come_back(data: st.DataObject) -
         expected[name]["revoked"] = reason
     assert _devices(revoked) == expected
     for name in data.draw(st.permutations(gone)):
-        revoked = reinstate_text(revoked, name).text
-    assert revoked == text
+        revoked = reinstate_text(revoked, name, NOW).text
+    for name in gone:
+        del expected[name]["revoked"]
+        expected[name]["reinstated"] = MARK.strip('"')
+    assert _devices(revoked) == expected
 
 
 # --- files
@@ -227,7 +274,7 @@ def test_the_commands_say_what_they_did(site: Path, capsys: pytest.CaptureFixtur
         assert capsys.readouterr().out == f"{file}:9: {said}\n"
         assert (file.read_text(encoding="utf-8") == before) == ("--check" in words or "Nothing" in said)
         assert file.stat().st_mode & 0o777 == 0o640
-    assert file.read_text(encoding="utf-8") == PLANT
+    assert re.sub(r'\n    reinstated: "[0-9TZ:-]+"', "", file.read_text(encoding="utf-8")) == PLANT
     assert [path.name for path in site.iterdir()] == ["devices.yml"]
 
 
@@ -295,7 +342,9 @@ def test_a_list_that_another_program_writes_is_not_changed_but_heeded(
     with pytest.raises(
         RevocationError, match=r"devices\.csv:3: temp-902 stands in a list .* Cure: empty its `revoked`"
     ):
-        revocation.reinstate(site, "temp-902")
+        revocation.reinstate(site, "temp-902", NOW)
+    with pytest.raises(RevocationError, match=f"empty its `revoked`, write {MARK} as its `reinstated` where that list"):
+        revocation.reinstate(site, "temp-901", NOW, again=True)
     with pytest.raises(RevocationError, match="'temp-903' is not listed"):
         revocation.revoke(site, "temp-903", "superseded")
     assert main(["revoke", str(site), "temp-902", "superseded"]) == 0
@@ -306,4 +355,4 @@ def test_a_list_that_another_program_writes_is_not_changed_but_heeded(
     assert (site / "devices.csv").read_text(encoding="utf-8") == LIST
     (site / "devices.csv").write_text(LIST.replace("superseded", "keyCompromise"), encoding="utf-8")
     with pytest.raises(RevocationError, match="is revoked for keyCompromise, and that cannot be taken back"):
-        revocation.reinstate(site, "temp-902")
+        revocation.reinstate(site, "temp-902", NOW)

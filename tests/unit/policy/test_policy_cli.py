@@ -35,7 +35,13 @@ def test_compile_prints_one_json_object(site_folder: SiteFolder, capsys: pytest.
     assert main(["compile", str(site_folder.path), "--access-control", "acl_file"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told == {**result, "acl_file": compile_acl_file(load_site(site_folder.path))}
-    bundle = {"authentication": ["certificate"], "enrolment": "bundle", "csr": None, "revoked": None}
+    bundle = {
+        "authentication": ["certificate"],
+        "token": None,
+        "enrolment": "bundle",
+        "csr": None,
+        "revoked": None,
+    }
     assert result["devices"] == [
         {**bundle, "id": "a", "enrolment": "csr"},
         {**bundle, "id": "b", "authentication": ["password", "certificate"]},
@@ -48,6 +54,7 @@ def test_compile_prints_one_json_object(site_folder: SiteFolder, capsys: pytest.
         "certificate": 2,
         "password": 1,
         "psk": 0,
+        "token": 0,
         "waiting_for_csr": 1,
         "roles": 1,
         "rules": 0,

@@ -329,8 +329,8 @@ REFUSED: list[tuple[str, str, str | bytes, list[tuple[int, str, str]]]] = [
     (
         "a wrong way in",
         JSON,
-        '[{"id": "a", "location": "x", "roles": [], "authentication": ["token"]}]',
-        [(1, "bad-value", "device 'a': element 1 of 'authentication' is 'token'")],
+        '[{"id": "a", "location": "x", "roles": [], "authentication": ["word"]}]',
+        [(1, "bad-value", "device 'a': element 1 of 'authentication' is 'word'")],
     ),
     (
         "a role that is a list",

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lmdb
 import pytest
 from hypothesis import given, settings
 
@@ -23,7 +24,31 @@ from tests.unit.store.sites import PASSWORD, PSK, changes, compiled, content, de
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-KINDS = {b"devices": store.DEVICE_CHANGED, b"revoked": store.SERIAL_CHANGED, b"profiles": store.PROFILE_CHANGED}
+KINDS = {
+    b"devices": store.DEVICE_CHANGED,
+    b"revoked": store.SERIAL_CHANGED,
+    b"profiles": store.PROFILE_CHANGED,
+    b"issuers": store.ISSUER_CHANGED,
+    b"keys": store.ISSUER_CHANGED,
+}
+SUBJECT = {b"keys": 8}
+
+
+def said(folder: Path) -> dict[tuple[bytes, bytes], bytes]:
+    """Return what a store says to the broker; the rest is what the tool remembers."""
+    return {name: value for name, value in content(folder).items() if name[0] not in (b"meta", b"marks")}
+
+
+def reinstating(
+    site: tuple[list[str], sites.Json], before: tuple[list[str], sites.Json]
+) -> tuple[list[str], sites.Json]:
+    """Let a site follow upon another: with a later list of certificates, and marks for whom it lets in again."""
+    revoked = {entry["device"] for entry in sites.read_lines(before[0]) if entry.get("revoked") is not None}
+    entries = list(sites.read_lines(site[0]))
+    for entry in entries:
+        if entry.get("device") in revoked and entry["revoked"] is None:
+            entry["reinstated"] = 1
+    return [json.dumps(entry) + "\n" for entry in entries], {**site[1], "crl_number": 1}
 
 
 @pytest.fixture
@@ -52,25 +77,27 @@ def record(folder: Path, name: str) -> store.Device:
 def test_a_store_that_changed_is_as_one_that_is_new_and_names_what_changed(
     before: tuple[list[str], sites.Json], after: tuple[list[str], sites.Json]
 ) -> None:
+    after = reinstating(after, before)
     with tempfile.TemporaryDirectory() as name:
         folder, fresh = Path(name, "store"), Path(name, "fresh")
         plant = store.Store(folder)
         first = plant.apply(*before)
-        was = content(folder)
+        was = said(folder)
         told = plant.apply(*after, check=True)
-        assert content(folder) == was
+        assert said(folder) == was
         result = plant.apply(*after)
         assert result == told
+        assert result["kept_revoked"] == []
         store.Store(fresh).apply(*after)
-        now = content(folder)
-        assert now == content(fresh)
+        now = said(folder)
+        assert now == said(fresh)
         different = {name for name in was.keys() | now.keys() if was.get(name) != now.get(name)}
-        expected = sorted((KINDS.get(database, 4), key) for database, key in different)
+        expected = sorted({(KINDS.get(database, 4), key[: SUBJECT.get(database)]) for database, key in different})
         if any(kind == store.EVERYTHING_CHANGED for kind, _ in expected):
             expected = [(store.EVERYTHING_CHANGED, b"")]
         assert sorted(changes(folder, first["last_change"])) == expected
         assert result["last_change"] == first["last_change"] + len(expected)
-        assert result["changed"] is bool(different)
+        assert result["changed"] is True
         assert plant.status(deep=True)["problems"] == []
         assert plant.apply(*after)["changed"] is False
 
@@ -154,18 +181,156 @@ def test_a_secret_that_is_missing_or_that_nobody_uses_is_named(plant: store.Stor
     assert record(plant.folder, "cert").password is None
 
 
-def test_the_site_is_the_truth_about_a_device_that_was_revoked_here_alone(plant: store.Store) -> None:
-    given_secrets = secrets(passwords={"word": PASSWORD}, psk={"key": PSK})
-    devices = [device("cert"), device("key", "sensor", "psk"), device("word", "sensor", "certificate", "password")]
-    before = content(plant.folder)
+SITE_OF_PLANT = [device("cert"), device("key", "sensor", "psk"), device("word", "sensor", "certificate", "password")]
+SECRETS_OF_PLANT = secrets(passwords={"word": PASSWORD}, psk={"key": PSK})
+
+
+def marked(mark: int, *names: str) -> list[str]:
+    """Return the site of the plant, in which devices were reinstated."""
+    return compiled([{**entry, "reinstated": mark} if entry["device"] in names else entry for entry in SITE_OF_PLANT])
+
+
+def test_a_roll_out_that_began_before_a_revocation_does_not_undo_it(plant: store.Store) -> None:
     plant.revoke("word", "keyCompromise")
     plant.revoke("key", "superseded")
-    told = plant.apply(compiled(devices), given_secrets, check=True)
-    result = plant.apply(compiled(devices), given_secrets)
+    before = content(plant.folder)
+    told = plant.apply(compiled(SITE_OF_PLANT), SECRETS_OF_PLANT, check=True)
+    result = plant.apply(compiled(SITE_OF_PLANT), SECRETS_OF_PLANT)
     named = [{"device": "key", "reason": "superseded"}, {"device": "word", "reason": "keyCompromise"}]
     assert result == told
-    assert result["reinstated"] == named
+    assert (result["kept_revoked"], result["reinstated"], result["changed"]) == (named, [], False)
     assert content(plant.folder) == before
+    # What else the site says of it is taken over.
+    moved = [{**entry, "until": 7} if entry["device"] == "word" else entry for entry in SITE_OF_PLANT]
+    assert plant.apply(compiled(moved), SECRETS_OF_PLANT)["kept_revoked"] == named
+    assert record(plant.folder, "word")[2:7] == (True, None, None, 7, 1)
+
+
+def test_a_mark_of_a_reinstatement_brings_back_once_and_wherever_it_comes(plant: store.Store) -> None:
+    before = content(plant.folder)
+    plant.revoke("word", "superseded")
+    plant.revoke("key", "superseded")
+    result = plant.apply(marked(100, "word"), SECRETS_OF_PLANT)
+    assert result["reinstated"] == [{"device": "word", "reason": "superseded"}]
+    assert result["kept_revoked"] == [{"device": "key", "reason": "superseded"}]
+    plant.apply(marked(100, "word", "key"), SECRETS_OF_PLANT)
+    marks = {key: value for key, value in content(plant.folder).items() if key[0] == b"marks"}
+    assert {key: value for key, value in content(plant.folder).items() if key not in marks} == before
+    assert marks.keys() == {(b"marks", b"word"), (b"marks", b"key")}
+    assert plant.apply(marked(100, "word", "key"), SECRETS_OF_PLANT)["changed"] is False
+    plant.revoke("word", "superseded")
+    for mark in (99, 100):
+        assert plant.apply(marked(mark, "word"), SECRETS_OF_PLANT)["kept_revoked"] != []
+    # A site without any mark does not make the store forget the last one.
+    plant.apply(compiled(SITE_OF_PLANT), SECRETS_OF_PLANT)
+    assert plant.apply(marked(100, "word"), SECRETS_OF_PLANT)["kept_revoked"] != []
+    assert plant.apply(marked(101, "word"), SECRETS_OF_PLANT)["reinstated"] != []
+    assert record(plant.folder, "word").revoked is None
+
+
+def test_a_mark_of_a_device_that_is_in_service_counts_from_then_on(plant: store.Store) -> None:
+    last = plant.status()["last_change"]
+    result = plant.apply(marked(100, "word"), SECRETS_OF_PLANT)
+    assert (result["changed"], result["changed_devices"], result["last_change"]) == (True, 0, last)
+    plant.revoke("word", "superseded")
+    assert plant.apply(marked(100, "word"), SECRETS_OF_PLANT)["kept_revoked"] != []
+
+
+def test_a_revocation_tells_the_mark_that_a_store_has_not_heard_of(plant: store.Store) -> None:
+    """The gateway was away while the device was reinstated, and a run from then comes after the next revocation."""
+    plant.revoke("word", "superseded", 100)
+    assert plant.apply(marked(100, "word"), SECRETS_OF_PLANT)["kept_revoked"] != []
+    assert plant.revoke("word", "superseded", 100)["changed"] is False
+    assert plant.apply(marked(101, "word"), SECRETS_OF_PLANT)["kept_revoked"] == []
+
+
+def test_the_site_revokes_whatever_its_mark(plant: store.Store) -> None:
+    plant.apply(marked(100, "word"), SECRETS_OF_PLANT)
+    gone = [{**entry, "revoked": "superseded"} if entry["device"] == "word" else entry for entry in SITE_OF_PLANT]
+    assert plant.apply(compiled(gone), SECRETS_OF_PLANT)["revoked"] == ["word"]
+    assert plant.apply(marked(100, "word"), SECRETS_OF_PLANT)["kept_revoked"] != []
+
+
+def test_a_revoked_device_that_the_site_forgot_does_not_come_back_with_an_older_list(plant: store.Store) -> None:
+    plant.revoke("word", "superseded")
+    plant.apply(compiled(SITE_OF_PLANT[:2]), SECRETS_OF_PLANT)
+    assert plant.get("word") is None
+    result = plant.apply(compiled(SITE_OF_PLANT), SECRETS_OF_PLANT)
+    assert result["kept_revoked"] == [{"device": "word", "reason": "superseded"}]
+    assert record(plant.folder, "word").revoked == store.REASONS["superseded"]
+    assert plant.apply(marked(1, "word"), SECRETS_OF_PLANT)["reinstated"] == [
+        {"device": "word", "reason": "superseded"}
+    ]
+    # One that was in service is just gone.
+    plant.apply(compiled(SITE_OF_PLANT[1:]), SECRETS_OF_PLANT)
+    assert plant.apply(compiled(SITE_OF_PLANT), SECRETS_OF_PLANT)["kept_revoked"] == []
+
+
+def test_a_damaged_mark_lets_nobody_in_and_is_named(plant: store.Store) -> None:
+    plant.apply(marked(100, "word"), SECRETS_OF_PLANT)
+    plant.revoke("word", "superseded")
+    with lmdb.open(str(plant.folder), max_dbs=11) as environment:
+        marks = environment.open_db(b"marks", create=False)
+        with environment.begin(write=True) as transaction:
+            transaction.put(b"word", b"?", db=marks)
+    assert plant.apply(marked(1 << 40, "word"), SECRETS_OF_PLANT)["kept_revoked"] != []
+    assert "mark 776f7264: it ends too early" in plant.status(deep=True)["problems"][0]
+    assert plant.revoke("word", "keyCompromise", 100)["revoked"] == "keyCompromise"
+
+
+def test_a_store_of_layout_1_becomes_one_of_layout_2_and_forgets_nothing(plant: store.Store) -> None:
+    plant.revoke("word", "superseded")
+    before = content(plant.folder)
+    with lmdb.open(str(plant.folder), max_dbs=11) as environment:
+        newer = {name: environment.open_db(name, create=False) for name in store.DATABASES}
+        with environment.begin(write=True) as transaction:
+            record_of_meta = transaction.get(b"meta", db=newer[b"meta"])
+            transaction.put(b"meta", record_of_meta[:8] + b"\1" + record_of_meta[9:], db=newer[b"meta"])
+            for name in set(store.DATABASES) - set(store.DATABASES_1):
+                transaction.drop(newer[name])
+    for work in (plant.status, lambda: list(plant.dump()), lambda: plant.revoke("cert", "superseded")):
+        with pytest.raises(
+            store.Refused, match=r"has layout 1, .* layout 2\. Cure: run playbooks/site\.yml, which brings"
+        ):
+            work()
+    told = plant.apply(compiled(SITE_OF_PLANT), SECRETS_OF_PLANT, check=True)
+    result = plant.apply(compiled(SITE_OF_PLANT), SECRETS_OF_PLANT)
+    assert result == told
+    assert (result["changed"], result["everything"]) == (True, True)
+    assert result["kept_revoked"] == [{"device": "word", "reason": "superseded"}]
+    assert content(plant.folder) == before
+    assert plant.status(deep=True)["problems"] == []
+    assert plant.apply(compiled(SITE_OF_PLANT), SECRETS_OF_PLANT)["changed"] is False
+
+
+def serials(plant: store.Store) -> set[bytes]:
+    return {key for name, key, _ in plant.raw() if name == b"revoked"}
+
+
+def test_an_older_list_of_revoked_certificates_takes_none_away(plant: store.Store) -> None:
+    lines = compiled(SITE_OF_PLANT)
+
+    def apply(number: int | None, *names: str) -> sites.Json:
+        more = {} if number is None else {"crl_number": number}
+        return plant.apply(
+            lines, {**secrets(revoked_serials=dict.fromkeys(names, "superseded"), passwords={"word": PASSWORD}), **more}
+        )
+
+    assert apply(7, "0a", "0b")["revoked_serials"] == 2
+    result = apply(6, "0a", "0c")
+    assert (result["revoked_serials"], result["older_crl"]) == (1, True)
+    assert serials(plant) == {b"\x0a", b"\x0b", b"\x0c"}
+    # Of unknown age, likewise.
+    assert apply(None)["older_crl"] is False
+    assert serials(plant) == {b"\x0a", b"\x0b", b"\x0c"}
+    # The list as it was, and a newer one: what has run out leaves it.
+    result = apply(7, "0a", "0b")
+    assert (result["revoked_serials"], result["older_crl"]) == (1, False)
+    apply(8, "0b")
+    assert serials(plant) == {b"\x0b"}
+    assert apply(1 << 80, "0b")["changed"] is True
+    assert apply(1 << 80, "0b")["changed"] is False
+    assert apply(8)["older_crl"] is True
 
 
 def test_a_device_that_the_site_revokes_is_named(plant: store.Store) -> None:

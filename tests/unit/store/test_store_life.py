@@ -336,7 +336,7 @@ def test_every_kind_of_damage_is_named(folder: Path) -> None:
     plant = store.Store(folder, group=OURS)
     plant.apply(lines, secrets(revoked_serials={"0a": "superseded"}))
     assert plant.status(deep=True)["problems"] == []
-    with lmdb.open(str(folder), max_dbs=10) as environment:
+    with lmdb.open(str(folder), max_dbs=len(store.DATABASES)) as environment:
         databases = {name: environment.open_db(name, create=False) for name in store.DATABASES}
         with environment.begin(write=True) as transaction:
             transaction.delete(store.zone_key("Europe/Berlin"), db=databases[b"zones"])

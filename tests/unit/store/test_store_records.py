@@ -111,10 +111,7 @@ ZONES = {
 ISSUERS = {
     "the least": (
         store.Issuer("https://i", ("a",)),
-        (
-            "01 00 0100  1e000000 80510100  0900 68747470733a2f2f69"
-            "01 0100 61  01 06 61742b6a7774  03 737562  00  00  00"
-        ),
+        ("01 00 0100  1e000000 80510100  0900 68747470733a2f2f6901 0100 61  01 06 61742b6a7774  03 737562  00  00  00"),
     ),
     "the site's own service": (
         store.Issuer("i", ("a", "bc"), ("at+jwt", ""), 3, store.AIF_SCOPE | store.OWN_SERVICE, 0, 900),
