@@ -1,71 +1,134 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make bench``: measure in a container with a release's broker and our package, and write docs/benchmarks.md."""
+"""``make bench``: measure in a container with a release's broker and our package, and write docs/benchmarks.md.
+
+``python -m load.bench tuning`` measures what settings change and writes docs/tuning.md.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from load.bench import compiling, report
+from load.bench.peers.fetch import fetch
+from load.bench.stage import OPENSSL_CONFIGURATION
 from testbed import engine, image, package
 from testbed.common import CHECKOUT, LabError, step
 from testbed.job import File, run_job
 from testbed.workbench import BROKERS, python_packages
 
-_CHECKOUT, _PYTHON = "/checkout", "/opt/python"
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_CHECKOUT, _PYTHON, _NODE_MODULES, _PYTHON_PEERS = "/checkout", "/opt/python", "/opt/npm/node_modules", "/opt/peers"
 _SCRIPT = f"""\
 dpkg-deb --extract plugin.deb plugin
-exec python3 -m load.bench.rounds --plugin "$PWD/plugin/usr/lib/bednet/bednet_plugin.so" \\
+module=$1
+shift
+exec python3 -m "$module" --plugin "$PWD/plugin/usr/lib/bednet/bednet_plugin.so" \\
     --dynamic-security /usr/lib/{platform.machine()}-linux-gnu/mosquitto_dynamic_security.so "$@" > out/measured.json
 """
 DEVICES = 1_000_000
 TIMEOUT_S = 3600
+PARTS = ("compiling", "brokers")
+
+
+def measured_in_container(suite: str, module: str, arguments: Sequence[str], what: str) -> dict[str, Any]:
+    """Run a module that measures, in a container with other brokers and our package.
+
+    :return: the JSON that it printed.
+    :raises LabError: when it failed.
+    """
+    engine.ensure()
+    python = BROKERS[suite].python
+    peers = fetch(python)
+    mounts = {CHECKOUT: _CHECKOUT, python_packages(python): _PYTHON}
+    words = [module, *arguments]
+    if peers.node_modules:
+        mounts[peers.node_modules] = _NODE_MODULES
+        words += ["--node-modules", _NODE_MODULES]
+    if peers.python:
+        mounts[peers.python] = _PYTHON_PEERS
+        words += ["--python-peers", _PYTHON_PEERS]
+    for source, why in peers.missing.items():
+        sys.stderr.write(f"what {source} has is left out: {why}\n")
+    done = run_job(
+        image.ensure((suite,), ("peers",))[suite]["peers"],
+        _SCRIPT,
+        {
+            "plugin.deb": File(package.ensure(suite).read_bytes()),
+            "openssl.cnf": File(OPENSSL_CONFIGURATION.encode()),
+        },
+        what=what,
+        cure="See what it said last.",
+        arguments=tuple(words),
+        environment={
+            "PYTHONPATH": f"{_PYTHON}:{_CHECKOUT}/src:{_CHECKOUT}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OPENSSL_CONF": "/job/openssl.cnf",
+            # Keys and stores of a million devices; the container's own file system is no slower.
+            "TMPDIR": "/job",
+        },
+        mounts=mounts,
+        # The store gives itself to the broker's group.
+        root=True,
+        echo=True,
+        timeout_s=TIMEOUT_S,
+    )
+    figures: dict[str, Any] = json.loads(done.files["measured.json"])
+    return figures
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return what earlier runs measured, by part; nothing where there is no file of today's form."""
+    with contextlib.suppress(FileNotFoundError):
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {part: figures for part, figures in found.items() if part in PARTS and "machine" in figures}
+    return {}
 
 
 def main() -> int:
-    """Measure everything and write the page; the exit code says whether it could be measured, not how it went."""
-    parser = argparse.ArgumentParser(description="Measure what access control costs, and write docs/benchmarks.md.")
+    """Measure and write the page; the exit code says whether it could be measured, not how it went."""
+    parser = argparse.ArgumentParser(description="Measure brokers, ours beside others, and write docs/benchmarks.md.")
     parser.add_argument("--suite", default="trixie", choices=sorted(package.RELEASES), help="whose broker is measured")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", action="append", choices=PARTS, help="only this part; the other figures stay")
+    parser.add_argument("--kind", action="append", default=[], help="only brokers with this name; can be given again")
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--scale", type=float, default=1.0, help="less than 1 for a quick look")
-    parser.add_argument("--output", default="docs/benchmarks", help="the page and the picture, without .md and .svg")
+    parser.add_argument("--output", default="docs/benchmarks", help="the page and its pictures, without .md and .svg")
     arguments = parser.parse_args()
+    parts = arguments.only or PARTS
+    page = CHECKOUT / f"{arguments.output}.md"
+    measured = load(page.with_suffix(".json"))
+
+    def keep(part: str, figures: dict[str, Any]) -> None:
+        """Write what there is, so that a failure later loses nothing."""
+        measured[part] = figures
+        page.write_text(report.page(measured, page.stem), encoding="utf-8")
+        for name, picture in report.pictures(measured).items():
+            page.with_name(f"{page.stem}-{name}.svg").write_text(picture, encoding="utf-8")
+        page.with_suffix(".json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+
     try:
-        with step("The compiler and the store, 1,000,000 devices"), tempfile.TemporaryDirectory() as folder:
-            compiled = compiling.measure(DEVICES, Path(folder))
-        with step(f"Brokers in turn, {arguments.rounds} rounds"):
-            engine.ensure()
-            done = run_job(
-                image.ensure((arguments.suite,), ("bench",))[arguments.suite]["bench"],
-                _SCRIPT,
-                {"plugin.deb": File(package.ensure(arguments.suite).read_bytes())},
-                what="Measuring",
-                cure="See what it said last.",
-                arguments=("--rounds", str(arguments.rounds), "--scale", str(arguments.scale)),
-                environment={
-                    "PYTHONPATH": f"{_PYTHON}:{_CHECKOUT}/src:{_CHECKOUT}",
-                    "PYTHONDONTWRITEBYTECODE": "1",
-                    # Keys and stores of a million devices; the container's own file system is no slower.
-                    "TMPDIR": "/job",
-                },
-                mounts={CHECKOUT: _CHECKOUT, python_packages(BROKERS[arguments.suite].python): _PYTHON},
-                # The store gives itself to the broker's group.
-                root=True,
-                echo=True,
-                timeout_s=TIMEOUT_S,
-            )
+        if "compiling" in parts:
+            with step("The compiler and the store, 1,000,000 devices"), tempfile.TemporaryDirectory() as folder:
+                figures = compiling.measure(DEVICES, Path(folder))
+            keep("compiling", {"figures": figures, "machine": {}, "date": time.strftime("%Y-%m-%d", time.gmtime())})
+        common = ["--rounds", str(arguments.rounds), "--scale", str(arguments.scale)]
+        if "brokers" in parts:
+            with step(f"Brokers side by side, {arguments.rounds} rounds"):
+                words = [*common, *(word for name in arguments.kind for word in ("--kind", name))]
+                keep("brokers", measured_in_container(arguments.suite, "load.bench.rounds", words, "Measuring brokers"))
     except LabError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    measured = json.loads(done.files["measured.json"])
-    page = CHECKOUT / f"{arguments.output}.md"
-    page.write_text(report.page(measured, compiled), encoding="utf-8")
-    page.with_suffix(".svg").write_text(report.picture(measured), encoding="utf-8")
-    page.with_suffix(".json").write_text(json.dumps({**measured, "compiling": compiled}, indent=1) + "\n")
     sys.stderr.write(f"{page}\n")
     return 0
 

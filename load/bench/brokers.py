@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The brokers that are compared: one Mosquitto, with different ways to decide who may do what.
+"""The brokers that are compared, and what a running one uses of the machine.
 
-- :class:`Kind`: a way, and for how many devices.
-- :class:`Stage`: a folder with a CA and the certificates of the devices that connect.
-- :class:`Broker`: a running one, and what it uses of the machine.
+- :class:`Broker`: what they have in common; entered, it runs.
+- :class:`Mosquitto`: with different ways to decide who may do what, and with options changed (:class:`Variant`).
+- :class:`Server`: `openssl s_server`, which has TLS and nothing else: the limit.
 
-Every broker has the same TLS settings and limits. Of the devices that a broker knows only a few connect; the others are
-what it has to carry.
+Brokers of other makers are in :mod:`load.bench.others`. Every broker has the same TLS settings and limits. Of the
+devices that one knows only a few connect; the others are what it has to carry.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import base64
 import getpass
 import hashlib
-import ipaddress
 import json
 import os
 import signal
@@ -22,150 +21,192 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
+from load.bench.stage import ADMIN, READER, READERS, SERVER, Kind, Stage, device
 from load.bench.wire import Client, Endpoint, WireError
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Self
 
 PLAINTEXT, OPEN, ACL_FILE, DYNAMIC_SECURITY, BEDNET = "plaintext", "mTLS", "acl_file", "dynamic-security", "bednet"
-READER, ADMIN = "reader", "admin"
+OPENSSL = "openssl s_server"
 START_DEADLINE_S = 120.0
-_SIGNS_CERTIFICATES = x509.KeyUsage(
-    digital_signature=False,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=True,
-    crl_sign=True,
-    encipher_only=False,
-    decipher_only=False,
-)
+_STOP_DEADLINE_S = 30
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A way to decide, for a number of devices (0 where the broker knows none)."""
+class Broker(ABC):
+    """A broker of one kind, to be entered; it has its files in a folder of its own.
 
-    name: str
-    devices: int = 0
+    :ivar port: where it listens, while it runs.
+    :ivar started_s: how long it took from its start to its first answer, in seconds.
+    """
 
-    def __str__(self) -> str:
-        return f"{self.name}, {self.devices:,} devices" if self.devices else self.name
+    #: Whether it asks for client certificates.
+    tls = True
+    #: Whether it speaks MQTT.
+    mqtt = True
+    #: Whether the processes that it starts count as well.
+    family = False
 
-
-def device(number: int) -> str:
-    """Return the id of a device."""
-    return f"d{number:07d}"
-
-
-@dataclass(frozen=True)
-class Programs:
-    """What is run, as paths."""
-
-    mosquitto: str
-    bednet_plugin: str
-    dynamic_security: str
-
-
-@dataclass
-class Stage:
-    """A folder with a CA, a server's certificate, and certificates made on demand."""
-
-    folder: Path
-    programs: Programs
-    _contexts: dict[str, ssl.SSLContext] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._now = datetime.now(UTC)
-        self.ca = self.folder / "ca.pem"
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "bench CA")])
-        certificate = (
-            self._builder(name, self._key.public_key(), name)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_SIGNS_CERTIFICATES, critical=True)
-            .sign(self._key, hashes.SHA256())
-        )
-        self._issuer = name
-        self.ca.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        self.identity("server")
-
-    def _builder(
-        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, issuer: x509.Name
-    ) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(issuer)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(self._now - timedelta(hours=1))
-            .not_valid_after(self._now + timedelta(days=2))
-            # Python 3.13 wants both in a chain.
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
-        )
-
-    def identity(self, name: str) -> tuple[Path, Path]:
-        """Return the paths of a certificate and its key, P-256, made when first asked for."""
-        certificate, key_path = self.folder / f"{name}.pem", self.folder / f"{name}.key"
-        if not certificate.exists():
-            key = ec.generate_private_key(ec.SECP256R1())
-            usage = ExtendedKeyUsageOID.SERVER_AUTH if name == "server" else ExtendedKeyUsageOID.CLIENT_AUTH
-            address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-            subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-            made = (
-                self._builder(subject, key.public_key(), self._issuer)
-                .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-                .add_extension(address, critical=False)
-                .sign(self._key, hashes.SHA256())
-            )
-            key_path.touch(mode=0o600)
-            key_path.write_bytes(
-                key.private_bytes(
-                    serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-                )
-            )
-            certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-        return certificate, key_path
-
-
-@dataclass
-class Broker:
-    """A broker of one kind, to be entered; it has its files in a folder of its own."""
-
-    stage: Stage
-    kind: Kind
-
-    def __post_init__(self) -> None:
-        self.folder = self.stage.folder / f"{self.kind.name}-{self.kind.devices}"
-        self.store = self.folder / "store"
-        self.acl_file = self.folder / "acl"
+    def __init__(self, stage: Stage, kind: Kind) -> None:
+        self.stage, self.kind = stage, kind
+        self.folder = stage.folder / f"{kind.name}-{kind.devices}".replace(" ", "-").replace(",", "")
         self._log = self.folder / "log"
         if not self.folder.exists():
             self.folder.mkdir()
-            self._prepare()
+            self.prepare()
 
-    def _prepare(self) -> None:
-        numbers = range(self.kind.devices)
-        if self.kind.name == ACL_FILE:
+    def prepare(self) -> None:  # noqa: B027 - most need nothing
+        """Make what it needs, once."""
+
+    @abstractmethod
+    def command(self) -> Sequence[str]:
+        """Write its configuration for :attr:`port` and return its command line."""
+
+    def environment(self) -> Mapping[str, str]:
+        """Return further environment variables."""
+        return {}
+
+    def version(self) -> str:
+        """Return its name and version for the report."""
+        return ""
+
+    def __enter__(self) -> Self:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = int(free.getsockname()[1])
+        command = list(self.command())
+        with self._log.open("ab") as log:
+            begin = time.monotonic()
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env={**os.environ, **self.environment()},
+                # Whatever it starts is stopped with it.
+                start_new_session=True,
+            )
+        while True:
+            try:
+                with self.client(READER):
+                    break
+            except (OSError, WireError):
+                if self.process.poll() is not None or time.monotonic() - begin > START_DEADLINE_S:
+                    self.stop()
+                    tail = self._log.read_text(encoding="utf-8", errors="replace")[-2000:]
+                    raise WireError(f"{self.kind} did not start: {tail}") from None
+                time.sleep(0.002)
+        self.started_s = time.monotonic() - begin
+        self._members = self._find_members()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End it and all that it started."""
+        for number, patience_s in ((signal.SIGTERM, _STOP_DEADLINE_S), (signal.SIGKILL, None)):
+            try:
+                os.killpg(self.process.pid, number)
+            except ProcessLookupError:
+                return
+            try:
+                self.process.wait(patience_s)
+            except subprocess.TimeoutExpired:
+                continue
+
+    def _find_members(self) -> list[int]:
+        """Return the processes of its session."""
+        if not self.family:
+            return [self.process.pid]
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            # The name, in brackets, may contain anything.
+            with_session = entry.read_text(errors="replace").rpartition(")")[2].split()
+            if int(with_session[3]) == self.process.pid:
+                found.append(int(entry.parent.name))
+        return found
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it listens."""
+        return Endpoint(self.port)
+
+    def client(self, name: str, *, tls12: bool = False) -> Client:
+        """Return a client with a certificate of this name, not yet connected."""
+        tls = self.stage.context(name, tls12=tls12) if self.tls else None
+        return Client(self.endpoint, name, tls, mqtt=self.mqtt)
+
+    def cpu_s(self) -> float:
+        """Return the CPU time that it has used, in seconds, to the nanosecond (schedstat of all its threads)."""
+        total = 0
+        for member in self._members:
+            for task in Path(f"/proc/{member}/task").iterdir():
+                total += int((task / "schedstat").read_text().split()[0])
+        return total / 1e9
+
+    def memory_bytes(self) -> int:
+        """Return its resident memory, of which pages of files are a part."""
+        total = 0
+        for member in self._members:
+            for line in Path(f"/proc/{member}/status").read_text().splitlines():
+                if line.startswith("VmRSS:"):
+                    total += int(line.split()[1]) * 1024
+        return total
+
+    def reload(self) -> None:
+        """Send it a SIGHUP."""
+        self.process.send_signal(signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is different about a Mosquitto.
+
+    :param lines: lines of mosquitto.conf; an option that is named replaces what there is.
+    :param openssl: settings of OpenSSL (OPENSSL_CONF), likewise.
+    :param server_key: the kind of the server's key.
+    :param crl_entries: how many certificates its CRL names; None: no CRL.
+    """
+
+    lines: tuple[str, ...] = ()
+    openssl: Mapping[str, str] = field(default_factory=dict)
+    server_key: str = "P-256"
+    crl_entries: int | None = None
+
+
+class Mosquitto(Broker):
+    """A Mosquitto."""
+
+    def __init__(self, stage: Stage, kind: Kind, way: str | None = None, variant: Variant | None = None) -> None:
+        self.way, self.variant = way or kind.name, variant or Variant()
+        self.tls = self.way != PLAINTEXT
+        super().__init__(stage, kind)
+
+    @property
+    def store(self) -> Path:
+        """Where bednet's store is."""
+        return self.folder / "store"
+
+    @property
+    def acl_file(self) -> Path:
+        """Where the acl_file is."""
+        return self.folder / "acl"
+
+    def prepare(self) -> None:
+        """Tell it who may do what."""
+        if self.way == ACL_FILE:
             self.write_acl_file()
-        elif self.kind.name == DYNAMIC_SECURITY:
-            (self.folder / "dynamic-security.json").write_text(json.dumps(_dynamic_security(numbers)))
-        elif self.kind.name == BEDNET:
+        elif self.way == DYNAMIC_SECURITY:
+            (self.folder / "dynamic-security.json").write_text(json.dumps(_dynamic_security(range(self.kind.devices))))
+        elif self.way == BEDNET:
             compiled = self.folder / "compiled.jsonl"
             with compiled.open("w", encoding="utf-8") as stream:
                 stream.writelines(compiled_site(self.kind.devices))
@@ -176,15 +217,16 @@ class Broker:
     def write_acl_file(self, extra: str = "") -> None:
         """Write the acl_file: a section for each device."""
         with self.acl_file.open("w", encoding="utf-8") as stream:
-            stream.write(f"user {READER}\ntopic read #\n")
+            for name in (READER, *READERS):
+                stream.write(f"user {name}\ntopic read #\n")
             for number in range(self.kind.devices):
                 name = device(number)
                 stream.write(f"user {name}\ntopic write sensors/{name}/#\ntopic read commands/{name}/#\n")
             stream.write(extra)
 
-    def _configuration(self, port: int) -> str:
+    def _lines(self) -> list[str]:
         lines = [
-            f"listener {port} 127.0.0.1",
+            f"listener {self.port} 127.0.0.1",
             # It runs as whoever measures; as root it would become another user, who cannot read this folder.
             f"user {getpass.getuser()}",
             "log_dest stderr",
@@ -194,89 +236,80 @@ class Broker:
             "max_queued_messages 0",
             "max_inflight_messages 100",
             "sys_interval 0",
-            f"allow_anonymous {'true' if self.kind.name == PLAINTEXT else 'false'}",
+            f"allow_anonymous {'false' if self.tls else 'true'}",
         ]
-        if self.kind.name != PLAINTEXT:
-            certificate, key = self.stage.identity("server")
+        if self.tls:
+            certificate, key = self.stage.identity(SERVER, self.variant.server_key)
             lines += [f"certfile {certificate}", f"keyfile {key}", f"cafile {self.stage.ca}"]
             lines += ["require_certificate true", "tls_version tlsv1.2"]
-        if self.kind.name in {OPEN, ACL_FILE, DYNAMIC_SECURITY}:
+            if self.variant.crl_entries is not None:
+                lines.append(f"crlfile {self.stage.revocation_list(self.variant.crl_entries)}")
+        if self.way in {OPEN, ACL_FILE, DYNAMIC_SECURITY}:
             lines += ["use_identity_as_username true", "use_username_as_clientid true"]
-        if self.kind.name == ACL_FILE:
+        if self.way == ACL_FILE:
             lines += [f"acl_file {self.acl_file}"]
-        elif self.kind.name == DYNAMIC_SECURITY:
+        elif self.way == DYNAMIC_SECURITY:
             lines += [
                 f"plugin {self.stage.programs.dynamic_security}",
                 f"plugin_opt_config_file {self.folder / 'dynamic-security.json'}",
             ]
-        elif self.kind.name == BEDNET:
+        elif self.way == BEDNET:
             lines += [f"plugin {self.stage.programs.bednet_plugin}", f"plugin_opt_store {self.store}"]
-        return "\n".join(lines) + "\n"
+        return replace_options(lines, self.variant.lines)
 
-    def __enter__(self) -> Self:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+    def command(self) -> Sequence[str]:
+        """See :meth:`Broker.command`."""
         configuration = self.folder / "mosquitto.conf"
-        configuration.write_text(self._configuration(self.port))
-        with self._log.open("ab") as log:
-            begin = time.monotonic()
-            words = [self.stage.programs.mosquitto, "-c", str(configuration)]
-            self.process = subprocess.Popen(words, stderr=log, stdout=log)
-        while True:
-            try:
-                with self.client(READER if self.kind.name != PLAINTEXT else device(0)):
-                    break
-            except (ConnectionError, TimeoutError):
-                if self.process.poll() is not None or time.monotonic() - begin > START_DEADLINE_S:
-                    self.process.kill()
-                    raise WireError(f"{self.kind} did not start: {self._log.read_text()[-2000:]}") from None
-                time.sleep(0.002)
-        self.started_s = time.monotonic() - begin
-        return self
+        configuration.write_text("\n".join(self._lines()) + "\n")
+        return [self.stage.programs.mosquitto, "-c", str(configuration)]
 
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+    def environment(self) -> Mapping[str, str]:
+        """See :meth:`Broker.environment`."""
+        if not self.variant.openssl:
+            return {}
+        settings = {"MinProtocol": "TLSv1.2", "Groups": "X25519:P-256", **self.variant.openssl}
+        path = self.folder / "openssl.cnf"
+        head = "openssl_conf = init\n[init]\nssl_conf = module\n[module]\nsystem_default = defaults\n[defaults]\n"
+        path.write_text(head + "".join(f"{name} = {value}\n" for name, value in settings.items() if value))
+        return {"OPENSSL_CONF": str(path)}
 
-    @property
-    def endpoint(self) -> Endpoint:
-        """Where it listens."""
-        return Endpoint(self.port, None if self.kind.name == PLAINTEXT else self.stage.ca)
+    def version(self) -> str:
+        """See :meth:`Broker.version`."""
+        said = subprocess.run([self.stage.programs.mosquitto, "-h"], capture_output=True, text=True, check=False).stdout
+        return (said.splitlines() or ["mosquitto"])[0].replace(" version", "")
 
-    def client(self, name: str) -> Client:
-        """Return a client with a device's certificate, not yet connected."""
-        if self.kind.name == PLAINTEXT:
-            return Client(self.endpoint, name, None)
-        certificate, key = self.stage.identity(name)
-        return Client(self.endpoint, name, self.endpoint.context(certificate, key))
 
-    def cpu_s(self) -> float:
-        """Return the CPU time that it has used, in seconds, to the nanosecond (schedstat of all its threads)."""
-        total = 0
-        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            total += int((task / "schedstat").read_text().split()[0])
-        return total / 1e9
+class Server(Broker):
+    """OpenSSL's own server, which sends lines back: a handshake and no broker."""
 
-    def memory_bytes(self) -> int:
-        """Return its resident memory, of which pages of files are a part."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-        raise WireError(f"{self.kind} is gone")
+    mqtt = False
 
-    def reload(self) -> None:
-        """Send it a SIGHUP."""
-        self.process.send_signal(signal.SIGHUP)
+    def command(self) -> Sequence[str]:
+        """See :meth:`Broker.command`."""
+        certificate, key = self.stage.identity(SERVER)
+        words = ["openssl", "s_server", "-accept", f"127.0.0.1:{self.port}", "-cert", str(certificate)]
+        words += ["-key", str(key), "-CAfile", str(self.stage.ca), "-Verify", "1", "-verify_return_error"]
+        return [*words, "-quiet", "-rev"]
+
+    def version(self) -> str:
+        """See :meth:`Broker.version`."""
+        said = subprocess.run(["openssl", "version"], capture_output=True, text=True, check=False).stdout
+        return " ".join(said.split()[:2])
+
+
+def replace_options(lines: Sequence[str], changed: Sequence[str]) -> list[str]:
+    """Return the lines of a configuration with some options replaced by others of the same name.
+
+    An option without a value is left out; one that was not there is put at the end.
+    """
+    names = {line.split()[0] for line in changed}
+    kept = [line for line in lines if line.split()[0] not in names]
+    return kept + [line for line in changed if len(line.split()) > 1]
 
 
 def compiled_site(devices: int) -> Iterator[str]:
-    """Yield the lines of a compiled site (docs/store.md) with this many devices, a reader and an admin."""
-    ids = sorted([READER, ADMIN, *(device(number) for number in range(devices))])
+    """Yield the lines of a compiled site (docs/store.md) with this many devices, readers and an admin."""
+    ids = sorted([READER, *READERS, ADMIN, *(device(number) for number in range(devices))])
     yield json.dumps({"bednet-compiled": 2, "zones": 0, "profiles": 2, "issuers": 0, "devices": len(ids)}) + "\n"
 
     def rule(profile: str, access: str, topic: list[str | int]) -> dict[str, object]:
@@ -286,10 +319,11 @@ def compiled_site(devices: int) -> Iterator[str]:
     sensor = [rule("sensor", "publish", ["sensors/", 0, "/#"]), rule("sensor", "subscribe", ["commands/", 0, "/#"])]
     yield json.dumps({"profile": "reader", "names": [], "rules": [rule("reader", "subscribe", ["#"])]}) + "\n"
     yield json.dumps({"profile": "sensor", "names": [], "rules": sensor}) + "\n"
+    others = {READER, ADMIN, *READERS}
     for name in ids:
-        profile = "reader" if name in {READER, ADMIN} else "sensor"
-        entry = {"device": name, "profile": profile, "values": [], "authentication": ["certificate"]}
-        yield json.dumps({**entry, "token": None, "until": None, "revoked": None}) + "\n"
+        profile = "reader" if name in others else "sensor"
+        entry = {"device": name, "profile": profile, "values": [], "authentication": ["certificate"], "token": None}
+        yield json.dumps({**entry, "until": None, "revoked": None}) + "\n"
 
 
 def _dynamic_security(numbers: range) -> dict[str, object]:
@@ -309,7 +343,8 @@ def _dynamic_security(numbers: range) -> dict[str, object]:
     control = [acl("publishClientSend", "$CONTROL/#"), acl("subscribePattern", "$CONTROL/#")]
     control += [acl("publishClientReceive", "$CONTROL/#")]
     roles = [{"rolename": READER, "acls": everything}, {"rolename": ADMIN, "acls": control}]
-    clients = [{"username": name, "roles": [{"rolename": name}], **secret} for name in (READER, ADMIN)]
+    clients = [{"username": name, "roles": [{"rolename": READER}], **secret} for name in (READER, *READERS)]
+    clients.append({"username": ADMIN, "roles": [{"rolename": ADMIN}], **secret})
     for number in numbers:
         name = device(number)
         acls = [

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/benchmarks.md and its picture, out of what :mod:`load.bench.rounds` and the compiler's own measurement say.
+"""docs/benchmarks.md and its pictures, out of what was measured.
 
 - :func:`page`: the page's text.
 - :func:`goals`: what we want to hold, and whether it does.
-- :func:`picture`: an SVG of the stalls.
+- :func:`pictures`: SVGs.
+- :func:`ratios`, :func:`cell`: arithmetic and cells, for other pages as well.
+
+What was measured is a mapping from part to figures: ``brokers`` (:func:`load.bench.rounds.run`), ``compiling``
+(:func:`load.bench.compiling.measure`), ``tokens`` (:func:`load.bench.tokens.run`). A part that is not there is said to
+be missing.
 """
 
 from __future__ import annotations
@@ -15,41 +20,59 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.sax.saxutils import escape
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 BASELINE = "mTLS"
 BIG = "bednet, 1,000,000 devices"
 CPU_RATIO, MEMORY_MB, STALL_MS, REVOKE_MS, START_S = 1.05, 25, 20, 100, 1
 COMPILE_S, COMPILE_MB, CHANGE_MS = 60, 1000, 50
+_WIDTH = 120
+_OURS, _OTHERS, _LIGHT = "#2a6f4e", "#999", "#cfcfcf"
 
-_ROWS = (
-    ("qos0_s", "QoS 0, s CPU per 100,000", "{:.2f}"),
-    ("qos1_s", "QoS 1, s CPU per 100,000", "{:.2f}"),
-    ("connect_cpu_ms", "ms CPU per connection", "{:.2f}"),
-    ("memory_mb", "memory, MB", "{:.0f}"),
-    ("start_s", "start, s", "{:.2f}"),
-    ("stall_ms", "stall at a change, ms", "{:.0f}"),
+_MESSAGES = (
+    ("in0_s", "fan-in, QoS 0"),
+    ("in1_s", "fan-in, QoS 1"),
+    ("out0_s", "fan-out, QoS 0"),
+    ("out1_s", "fan-out, QoS 1"),
 )
+_CONNECTIONS = (
+    ("full_cpu_ms", "full: ms CPU", "{:.2f}"),
+    ("full_wall_ms", "ms until CONNACK", "{:.1f}"),
+    ("resumed_cpu_ms", "resumed: ms CPU", "{:.2f}"),
+    ("resumed_wall_ms", "ms until CONNACK", "{:.1f}"),
+    ("memory_mb", "memory, MB", "{:.0f}"),
+    ("connected_mb", "with 1,000 connections, MB", "{:.0f}"),
+    ("start_s", "start, s", "{:.2f}"),
+)
+_RATIOS = (*_MESSAGES, ("full_cpu_ms", "full handshake"), ("resumed_cpu_ms", "resumed handshake"))
 _INTRODUCTION = """\
-What access control costs a broker. `make bench` starts each broker once in a round, in an order that changes, and
-writes this page. {rounds} rounds on {date}; {mosquitto}; {processor}; {system}. Generator and broker share the
-machine, a virtual one with neighbours: look at the ratios and the spread, not at the last digit. A cell is the
-median of the rounds, with the smallest and the largest.
-
-CPU is that of the broker's process (schedstat), so it does not depend on how fast the generator is. Messages have
-64 bytes and go from one device to one subscriber. All but plaintext use TLS with client certificates (P-256), the
-same settings everywhere, and full handshakes. Devices that do not connect are known to the broker all the same.
+What messages, connections and changes cost a broker, ours beside others. `make bench` measures it and writes this page.
+Generator and brokers share one machine, a virtual one with neighbours: look at the ratios and the spread, not at the
+last digit. A cell is the median of the rounds; after ± stands half of what lies between the quartiles.
+"""
+_HOW = """\
+{rounds} rounds on {date}{scaled}. {processor}; {system}. All brokers run side by side, and all but one idle: in each
+round each thing is measured of all of them, one right after the other, in an order that changes.
+CPU is that of the broker's processes (schedstat), so it does not depend on how fast the generator is. Messages have 64
+bytes, each sent on its own. Fan-in: 20 devices to one subscriber. Fan-out: one device to 20 subscribers; what counts
+is a delivery. All but plaintext use TLS 1.3 with client certificates (P-256, X25519, AES-128-GCM). Devices that do not
+connect are known to the broker all the same. The brokers of other makers let everybody in who has a certificate.
+"""
+_HALF = """\
+Half load is the pace that keeps half of a core busy, by the cost of a message (fan-in, QoS 0), and at most 40,000
+messages a second, which is what the generator keeps up with. Messages are due at fixed times, and a latency counts from
+then. The generator itself was late by at most {late:.1f} ms (p99, median of the rounds). {lost}
 """
 _STALL = """\
 A stall is the longest round trip of a client that pings each millisecond while one device's rights change (acl_file: a
-reload; dynamic-security: addClientRole; bednet: a commit to the store). Without a change the longest was {quiet}.
+reload; dynamic-security: addClientRole; bednet: a commit to the store).
 """
 _NOT_MEASURED = """\
 ## Not measured
 
 - A Raspberry Pi, arm64, more than one machine, a network between generator and broker.
-- Fan-out and fan-in with many connections at once; QoS 2; WebSockets; resumed handshakes.
-- Peers other than Mosquitto.
+- QoS 2, WebSockets, retained messages, brokers in clusters, persistence.
+- Throughput: a rate would say as much of the generator. For what one gateway holds see [load.md](load.md).
 """
 
 
@@ -62,9 +85,9 @@ class Goal(NamedTuple):
     holds: bool
 
 
-def ratio(of: Sequence[float], to: Sequence[float]) -> float:
-    """Return the median of the ratios, round by round: one round meets the same noise."""
-    return statistics.median(a / b for a, b in zip(of, to, strict=True))
+def ratios(of: Sequence[float], to: Sequence[float]) -> list[float]:
+    """Return the ratios, round by round: one round meets the same noise."""
+    return [a / b for a, b in zip(of, to, strict=True) if b]
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -73,98 +96,225 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def goals(measured: Mapping[str, Any], compiling: Mapping[str, Mapping[str, float]]) -> list[Goal]:
-    """Hold the measurements against what we want.
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """Return the first and the third quartile."""
+    if len(values) == 1:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
 
-    :param measured: what :func:`load.bench.rounds.run` returns.
-    :param compiling: what :func:`load.bench.compiling.measure` returns for 1,000,000 devices.
-    """
-    kinds = measured["kinds"]
-    base, big, found = kinds[BASELINE], kinds[BIG], []
-    for name in (kind for kind in kinds if kind.startswith("bednet")):
-        for key, words in (("qos0_s", "QoS 0"), ("qos1_s", "QoS 1")):
-            value = ratio(kinds[name][key], base[key])
-            wanted = f"at most {CPU_RATIO} of {BASELINE}"
-            found.append(Goal(f"CPU per message, {words}, {name}", wanted, f"{value:.2f}", value <= CPU_RATIO))
-    more = statistics.median(big["memory_mb"]) - statistics.median(base["memory_mb"])
-    what = "memory above the broker without access control, 1,000,000 devices"
-    found.append(Goal(what, f"at most {MEMORY_MB} MB", f"{more:.1f} MB", more <= MEMORY_MB))
-    stall = statistics.median(big["stall_ms"])
-    what = "stall at a change, 1,000,000 devices"
-    found.append(Goal(what, f"at most {STALL_MS} ms", f"{stall:.1f} ms", stall <= STALL_MS))
-    revoke = percentile(big["revoke_ms"], 0.99)
-    what = "from revocation to disconnect, p99, 1,000 clients under load"
-    found.append(Goal(what, f"under {REVOKE_MS} ms", f"{revoke:.0f} ms", revoke < REVOKE_MS))
-    start = statistics.median(big["start_s"])
-    found.append(Goal("start with 1,000,000 devices", f"under {START_S} s", f"{start:.2f} s", start < START_S))
-    seconds, megabytes = compiling["compile"]["seconds"], compiling["compile"]["peak_mb"]
-    change = compiling["one device"]["median_ms"]
-    holds = seconds < COMPILE_S and megabytes < COMPILE_MB
-    wanted = f"under {COMPILE_S} s and {COMPILE_MB} MB"
-    found.append(Goal("compiling 1,000,000 devices", wanted, f"{seconds:.0f} s, {megabytes:.0f} MB", holds))
-    what = "storing one changed device of 1,000,000"
-    found.append(Goal(what, f"under {CHANGE_MS} ms", f"{change:.1f} ms", change < CHANGE_MS))
+
+def cell(values: Sequence[float] | None, form: str) -> str:
+    """Return the median and, where there is more than one value, the spread in percent."""
+    if not values:
+        return "-"
+    middle = statistics.median(values)
+    low, high = quartiles(values)
+    spread = f" ±{(high - low) / 2 / middle * 100:.0f} %" if len(values) > 1 and middle else ""
+    return form.format(middle) + spread
+
+
+def ratio_cell(of: Sequence[float] | None, to: Sequence[float] | None) -> str:
+    """Return the median of the ratios with its quartiles."""
+    if not of or not to or len(of) != len(to):
+        return "-"
+    found = ratios(of, to)
+    low, high = quartiles(found)
+    return f"{statistics.median(found):.2f} ({low:.2f} to {high:.2f})"
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table."""
+    return [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def prose(text: str) -> list[str]:
+    """Return the lines of a paragraph."""
+    return textwrap.wrap(" ".join(text.split()), _WIDTH, break_on_hyphens=False, break_long_words=False)
+
+
+def goals(measured: Mapping[str, Any]) -> list[Goal]:
+    """Hold what was measured against what we want; of parts that are missing there are no goals."""
+    found: list[Goal] = []
+    if kinds := measured.get("brokers", {}).get("kinds"):
+        found += _broker_goals(kinds)
+    if "compiling" in measured:
+        figures = measured["compiling"]["figures"]
+        seconds, megabytes = figures["compile"]["seconds"], figures["compile"]["peak_mb"]
+        change = figures["one device"]["median_ms"]
+        holds = seconds < COMPILE_S and megabytes < COMPILE_MB
+        wanted = f"under {COMPILE_S} s and {COMPILE_MB} MB"
+        found.append(Goal("compiling 1,000,000 devices", wanted, f"{seconds:.0f} s, {megabytes:.0f} MB", holds))
+        what = "storing one changed device of 1,000,000"
+        found.append(Goal(what, f"under {CHANGE_MS} ms", f"{change:.1f} ms", change < CHANGE_MS))
     return found
 
 
-def _cell(values: Sequence[float] | None, form: str) -> str:
-    if not values:
-        return "-"
-    middle = form.format(statistics.median(values))
-    return f"{middle} ({form.format(min(values))} to {form.format(max(values))})" if len(values) > 1 else middle
+def _broker_goals(kinds: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Goal]:
+    found: list[Goal] = []
+    base = kinds.get(BASELINE, {})
+    for name in (kind for kind in kinds if kind.startswith("bednet")):
+        for key, words in _MESSAGES:
+            if key in base and key in kinds[name]:
+                value = statistics.median(ratios(kinds[name][key], base[key]))
+                measured = ratio_cell(kinds[name][key], base[key])
+                wanted = f"at most {CPU_RATIO} of {BASELINE}"
+                found.append(Goal(f"CPU per message, {words}, {name}", wanted, measured, value <= CPU_RATIO))
+    if (big := kinds.get(BIG)) is None:
+        return found
+    if "memory_mb" in base:
+        more = statistics.median(big["memory_mb"]) - statistics.median(base["memory_mb"])
+        what = "memory above the broker without access control, 1,000,000 devices"
+        found.append(Goal(what, f"at most {MEMORY_MB} MB", f"{more:.1f} MB", more <= MEMORY_MB))
+    if "stall_ms" in big:
+        stall = statistics.median(big["stall_ms"])
+        what = "stall at a change, 1,000,000 devices"
+        found.append(Goal(what, f"at most {STALL_MS} ms", f"{stall:.1f} ms", stall <= STALL_MS))
+    if "revoke_ms" in big:
+        revoke = percentile(big["revoke_ms"], 0.99)
+        what = "from revocation to disconnect, p99, 1,000 clients under load"
+        found.append(Goal(what, f"under {REVOKE_MS} ms", f"{revoke:.0f} ms", revoke < REVOKE_MS))
+    start = statistics.median(big["start_s"])
+    found.append(Goal("start with 1,000,000 devices", f"under {START_S} s", f"{start:.2f} s", start < START_S))
+    return found
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def page(measured: Mapping[str, Any], name: str = "benchmarks") -> str:
+    """Return docs/benchmarks.md.
 
-
-def page(measured: Mapping[str, Any], compiling: Mapping[str, Mapping[str, float]]) -> str:
-    """Return docs/benchmarks.md; for the parameters see :func:`goals`."""
-    kinds = measured["kinds"]
-    quiet = ", ".join(
-        f"{statistics.median(values['quiet_ms']):.1f} ms ({name})"
-        for name, values in kinds.items()
-        if "quiet_ms" in values
-    )
+    :param name: the beginning of the pictures' names.
+    """
     lines = ["# Benchmarks", "", "<!-- written by `make bench`; the words are in load/bench/report.py -->", ""]
-    lines += [_INTRODUCTION.format(rounds=measured["rounds"], **measured["machine"])]
-    lines += [_row(["broker", *(title for _, title, _ in _ROWS)]), "|---" * (len(_ROWS) + 1) + "|"]
-    lines += [_row([name, *(_cell(values.get(key), form) for key, _, form in _ROWS)]) for name, values in kinds.items()]
-    lines += ["", *textwrap.wrap(_STALL.format(quiet=quiet), 120), ""]
-    lines += ["![The longest round trip of a client while rights change](benchmarks.svg)", "", "## The goals", ""]
-    lines += [_row(["what", "goal", "measured", "holds"]), "|---" * 4 + "|"]
-    for goal in goals(measured, compiling):
-        lines.append(_row([goal.what, goal.wanted, goal.measured, "yes" if goal.holds else "**no**"]))
-    lines += ["", f"A ratio is the median of the ratios round by round, to {BASELINE} without access control.", ""]
+    lines += [*prose(_INTRODUCTION), ""]
+    if "brokers" in measured:
+        lines += _brokers(measured["brokers"], name)
+    else:
+        lines += ["## Brokers", "", "Not measured yet: `python -m load.bench --only brokers`.", ""]
+    if found := goals(measured):
+        lines += ["## The goals", ""]
+        rows = [[goal.what, goal.wanted, goal.measured, "yes" if goal.holds else "**no**"] for goal in found]
+        lines += [*table(["what", "goal", "measured", "holds"], rows), ""]
+    if "compiling" in measured:
+        lines += _compiling(measured["compiling"])
+    else:
+        lines += ["## The compiler and the store", "", "Not measured yet: `python -m load.bench --only compiling`.", ""]
+    return "\n".join([*lines, _NOT_MEASURED])
+
+
+def _how(figures: Mapping[str, Any]) -> str:
+    # A quick look must not pass for more.
+    scaled = f" (a quick look: {figures['scale']:g} of the usual amount)" if figures["scale"] != 1 else ""
+    return _HOW.format(rounds=figures["rounds"], scaled=scaled, **figures["machine"])
+
+
+def _brokers(figures: Mapping[str, Any], picture: str) -> list[str]:
+    kinds, missing = figures["kinds"], figures["missing"]
+    absent = [f"- **{name}: not measured.** {why}." for name, why in missing.items()]
+    lines = ["## Brokers", "", *prose(_how(figures)), "", *absent, *([""] if absent else [])]
+    speaking = {name: values for name, values in kinds.items() if "in0_s" in values}
+
+    def row(name: str, cells: Sequence[str]) -> list[str]:
+        return [f"**{name}**" if name.startswith("bednet") else name, *cells]
+
+    def gone(width: int) -> list[list[str]]:
+        return [[name, "not measured", *["-"] * (width - 2)] for name in missing]
+
+    titles = ["broker", *(title for _, title in _MESSAGES), "p50 / p99 at half load, ms", "messages/s then"]
+    rows = []
+    for name, values in speaking.items():
+        cells = [cell(values.get(key), "{:.2f}") for key, _ in _MESSAGES]
+        if paced := values.get("paced_p99_ms"):
+            cells.append(f"{statistics.median(values['paced_p50_ms']):.1f} / {cell(paced, '{:.1f}')}")
+            cells.append(f"{statistics.median(values['paced_per_s']):,.0f}")
+        rows.append(row(name, cells + ["-"] * (len(titles) - 1 - len(cells))))
+    lines += ["### Messages: CPU seconds per 100,000", "", *table(titles, rows + gone(len(titles))), ""]
+    lines += [f"![CPU seconds per 100,000 messages]({picture}-messages.svg)", ""]
+    late = [value for values in speaking.values() for value in values.get("paced_late_p99_ms", [])]
+    if late:
+        losers = {name: sum(values.get("paced_lost", [])) for name, values in speaking.items()}
+        lost = ", ".join(f"{name} {count:.0f}" for name, count in losers.items() if count)
+        said = f"Messages that did not arrive within a second: {lost}." if lost else "No message was lost."
+        lines += [*prose(_HALF.format(late=statistics.median(late), lost=said)), ""]
+
+    titles = ["broker", *(title for _, title, _ in _CONNECTIONS)]
+    rows = []
     for name, values in kinds.items():
-        if "revoke_ms" in values:
-            times = values["revoke_ms"]
-            figures = f"median {statistics.median(times):.1f} ms, p99 {percentile(times, 0.99):.1f} ms"
-            lines.append(
-                f"- From revocation to disconnect, {name}: {figures}, longest {max(times):.1f} ms, {len(times)} times."
-            )
-    lines += ["", "## From the site's files to a store of 1,000,000 devices", ""]
-    lines += [_row(["step", "wall clock, s", "CPU, s", "peak memory, MB"]), "|---" * 4 + "|"]
-    for step, used in compiling.items():
-        if "cpu_seconds" in used:
-            cells = [f"{used['seconds']:.1f}", f"{used['cpu_seconds']:.1f}", f"{used['peak_mb']:.0f}"]
-            lines.append(_row([step, *cells]))
-    one, sizes = compiling["one device"], compiling["sizes"]
+        cells = [cell(values.get(key), form) for key, _, form in _CONNECTIONS]
+        if "resumed_share" in values and "resumed_cpu_ms" not in values:
+            cells[2] = "does not resume"
+        rows.append(row(name, cells))
+    lines += ["### Connections: CPU, latency, memory", "", *table(titles, rows + gone(len(titles))), ""]
     lines += [
+        *prose("`openssl s_server` does the same handshake and nothing else: the limit of what OpenSSL permits."),
         "",
-        f"One device that is known to have changed: median {one['median_ms']} ms, worst {one['worst_ms']} ms.",
     ]
-    lines += [f"The compiled site has {sizes['compiled_mb']} MB, the store {sizes['store_mb']} MB."]
-    return "\n".join([*lines, "", _NOT_MEASURED])
+
+    if base := kinds.get(BASELINE):
+        titles = ["broker", *(title for _, title in _RATIOS)]
+        rows = [
+            row(name, [ratio_cell(values.get(key), base.get(key)) for key, _ in _RATIOS])
+            for name, values in kinds.items()
+            if name != BASELINE
+        ]
+        lines += [f"### CPU, as a ratio to {BASELINE} without access control", ""]
+        lines += [
+            *prose("The median of the ratios round by round, with their quartiles."),
+            "",
+            *table(titles, rows),
+            "",
+        ]
+
+    changing = {name: values for name, values in kinds.items() if values.get("stall_ms")}
+    if changing:
+        rows = [
+            row(name, [cell(values["stall_ms"], "{:.1f}"), cell(values["quiet_ms"], "{:.1f}")])
+            for name, values in changing.items()
+        ]
+        lines += ["### A change of rights: stalls", "", *prose(_STALL), ""]
+        lines += [*table(["broker", "longest round trip at a change, ms", "without a change, ms"], rows), ""]
+        lines += [f"![The longest round trip of a client while rights change]({picture}-stalls.svg)", ""]
+    for name, values in kinds.items():
+        if times := values.get("revoke_ms"):
+            said = f"median {statistics.median(times):.1f} ms, p99 {percentile(times, 0.99):.1f} ms"
+            lines.append(
+                f"- From revocation to disconnect, {name}: {said}, longest {max(times):.1f} ms, {len(times)} times."
+            )
+    versions = list(dict.fromkeys(figures["versions"].values()))
+    return [*lines, f"- Versions: {', '.join(versions)}.", ""]
 
 
-def picture(measured: Mapping[str, Any]) -> str:
-    """Return an SVG: the stall at a change, by broker, on a logarithmic scale."""
-    kinds = measured["kinds"].items()
-    bars = [(name, statistics.median(values["stall_ms"])) for name, values in kinds if values.get("stall_ms")]
-    left, right, height, top, width = 250, 90, 26, 40, 760
+def _compiling(part: Mapping[str, Any]) -> list[str]:
+    figures = part["figures"]
+    rows = [
+        [step, f"{used['seconds']:.1f}", f"{used['cpu_seconds']:.1f}", f"{used['peak_mb']:.0f}"]
+        for step, used in figures.items()
+        if "cpu_seconds" in used
+    ]
+    one, sizes = figures["one device"], figures["sizes"]
+    lines = ["## From the site's files to a store of 1,000,000 devices", ""]
+    lines += [*table(["step", "wall clock, s", "CPU, s", "peak memory, MB"], rows), ""]
+    said = f"""\
+        One device that is known to have changed: median {one["median_ms"]} ms, worst {one["worst_ms"]} ms.
+        The compiled site has {sizes["compiled_mb"]} MB, the store {sizes["store_mb"]} MB. Measured once, on
+        {part["date"]}."""
+    return [*lines, *prose(said), ""]
+
+
+class Bar(NamedTuple):
+    """A bar of a picture: its name, its value, and a second one that is drawn lightly behind it."""
+
+    name: str
+    value: float
+    second: float | None = None
+
+
+def chart(title: str, bars: Sequence[Bar], legend: tuple[str, str] | None = None, form: str = "{:.1f}") -> str:
+    """Return an SVG with horizontal bars on a logarithmic scale."""
+    values = [value for bar in bars for value in (bar.value, bar.second) if value]
+    left, right, height, top, width = 250, 110, 26, 44, 760
     tall = top + height * len(bars) + 40
-    low, high = 0.1, 10 ** math.ceil(math.log10(max(value for _, value in bars)))
+    low = 10.0 ** math.floor(math.log10(max(min(values), 1e-3)))
+    high = 10.0 ** math.ceil(math.log10(max(*values, low * 1.01)))
 
     def x(value: float) -> float:
         return left + (width - left - right) * math.log(max(value, low) / low) / math.log(high / low)
@@ -173,17 +323,48 @@ def picture(measured: Mapping[str, Any]) -> str:
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {tall}" {font}>',
         f'<rect width="{width}" height="{tall}" fill="white"/>',
-        f'<text x="{left}" y="20" font-weight="bold">The longest round trip while rights change, ms</text>',
+        f'<text x="10" y="20" font-weight="bold">{escape(title)}</text>',
     ]
+    if legend:
+        for place, (color, words) in enumerate(zip((_OTHERS, _LIGHT), legend, strict=True)):
+            out.append(f'<rect x="{width - 190 + place * 95}" y="10" width="12" height="12" fill="{color}"/>')
+            out.append(f'<text x="{width - 174 + place * 95}" y="21">{escape(words)}</text>')
     tick = low
     while tick <= high * 1.001:
         out.append(f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top - 8}" y2="{tall - 30}" stroke="#ddd"/>')
         out.append(f'<text x="{x(tick):.1f}" y="{tall - 12}" text-anchor="middle" fill="#555">{tick:g}</text>')
         tick *= 10
-    for number, (name, value) in enumerate(bars):
+    for number, bar in enumerate(bars):
         y = top + number * height
-        color = "#2a6f4e" if name.startswith("bednet") else "#999"
-        out.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{escape(name)}</text>')
-        bar = f'<rect x="{left}" y="{y}" width="{max(1.0, x(value) - left):.1f}" height="{height - 8}" fill="{color}"/>'
-        out += [bar, f'<text x="{x(value) + 6:.1f}" y="{y + 14}">{value:.1f}</text>']
+        color = _OURS if bar.name.startswith("bednet") else _OTHERS
+        out.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{escape(bar.name)}</text>')
+        said = form.format(bar.value)
+        if bar.second:
+            light = "#a9cdbb" if color == _OURS else _LIGHT
+            out.append(
+                f'<rect x="{left}" y="{y}" width="{x(bar.second) - left:.1f}" height="{height - 8}" fill="{light}"/>'
+            )
+            said += f" / {form.format(bar.second)}"
+        wide = max(1.0, x(bar.value) - left)
+        out.append(f'<rect x="{left}" y="{y}" width="{wide:.1f}" height="{height - 8}" fill="{color}"/>')
+        end = max(x(bar.value), x(bar.second or low))
+        out.append(f'<text x="{end + 6:.1f}" y="{y + 14}">{said}</text>')
     return "\n".join([*out, "</svg>", ""])
+
+
+def pictures(measured: Mapping[str, Any]) -> dict[str, str]:
+    """Return SVGs by the ends of their names."""
+    kinds = measured.get("brokers", {}).get("kinds", {})
+    found = {}
+    middle = statistics.median
+    if stalls := [Bar(name, middle(values["stall_ms"])) for name, values in kinds.items() if values.get("stall_ms")]:
+        found["stalls"] = chart("The longest round trip of a client while rights change, ms", stalls)
+    costs = [
+        Bar(name, middle(values["in0_s"]), middle(values["in1_s"]))
+        for name, values in kinds.items()
+        if "in0_s" in values
+    ]
+    if costs:
+        title = "CPU seconds per 100,000 messages, fan-in"
+        found["messages"] = chart(title, costs, ("QoS 0", "QoS 1"), "{:.2f}")
+    return found

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured, in rounds that take the brokers in turn: ``python -m load.bench.rounds`` prints JSON.
+"""Measures brokers in interleaved rounds: ``python -m load.bench.rounds`` prints JSON.
 
-Each round starts every kind of broker once, in an order of its own, so that what else the machine does meets all alike.
-What is compared is CPU time of the broker's process (schedstat), never a rate: a rate says as much of the generator.
+All brokers run side by side, and all but the one that is measured idle. In each round each thing is measured of all of
+them, one right after the other, in an order of its own: what else the machine does then meets all alike.
 """
 
 from __future__ import annotations
@@ -13,290 +13,31 @@ import json
 import os
 import platform
 import random
-import select
-import subprocess
+import resource
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from load.bench import wire
+from load.bench import others
 from load.bench.brokers import (
     ACL_FILE,
-    ADMIN,
     BEDNET,
     DYNAMIC_SECURITY,
     OPEN,
+    OPENSSL,
     PLAINTEXT,
-    READER,
     Broker,
-    Kind,
-    Programs,
-    Stage,
-    device,
+    Mosquitto,
+    Server,
 )
+from load.bench.measure import Crowd, connects, half_load, latency, memory, revocations, stall
+from load.bench.stage import Kind, Programs, Stage
+from load.bench.wire import WireError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-PAYLOAD = bytes(64)
-# Messages that the subscriber may be behind: enough that nobody waits, too few to count as a queue.
-WINDOW = 500
-PING_PACE_S = 0.001
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
-
-
-def messages(broker: Broker, count: int, qos: int) -> float:
-    """Return the CPU seconds of the broker per 100,000 messages from one device to one subscriber."""
-    sender = device(0)
-    topic = f"sensors/{sender}/temperature"
-    packets = [wire.publish(topic, PAYLOAD, qos, number % 60_000 + 1) for number in range(WINDOW)]
-    with broker.client(READER) as reader, broker.client(sender) as publisher:
-        reader.subscribe("#", qos)
-        before = broker.cpu_s()
-        for _ in range(count // WINDOW):
-            for packet in packets:
-                publisher.send(packet)
-            acknowledged = 0
-            reader.count(WINDOW, acknowledge=qos > 0)
-            while qos and acknowledged < WINDOW:
-                acknowledged += publisher.acknowledged()
-        return (broker.cpu_s() - before) * 100_000 / (count // WINDOW * WINDOW)
-
-
-def connects(broker: Broker, count: int) -> tuple[float, float]:
-    """Return ms of the broker's CPU, and ms until the CONNACK, for a connection with a full handshake."""
-    client = broker.client(device(1))
-    times = []
-    before = broker.cpu_s()
-    for _ in range(count):
-        begin = time.perf_counter()
-        with client:
-            times.append(time.perf_counter() - begin)
-    return (broker.cpu_s() - before) * 1000 / count, sorted(times)[count // 2] * 1000
-
-
-class Pinger:
-    """Pings a broker each millisecond from a thread and keeps the round trips."""
-
-    def __init__(self, client: wire.Client) -> None:
-        self._client = client
-        self._stop = threading.Event()
-        self.trips: list[tuple[float, float]] = []
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Pinger:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            begin = time.monotonic()
-            self._client.ping()
-            self.trips.append((begin, time.monotonic() - begin))
-            self._stop.wait(PING_PACE_S)
-
-    def worst_ms(self, begin: float, end: float) -> float:
-        """Return the longest round trip, in ms, that was under way between two moments of time.monotonic()."""
-        return max((trip for at, trip in self.trips if at <= end and at + trip >= begin), default=0.0) * 1000
-
-
-# Runs beside the measurement, so that what it does to the store is not done by the process that measures. It prints
-# time.monotonic() before and after each change; the clock is the machine's, the same in all processes.
-_WRITER = """\
-import pathlib, sys, time
-from bednet.store import Store
-store = Store(pathlib.Path(sys.argv[1]))
-print("ready", flush=True)
-for line in sys.stdin:
-    action, name = line.split()
-    begin = time.monotonic()
-    store.revoke(name, "privilegeWithdrawn") if action == "revoke" else store.reinstate(name)
-    print(repr(begin), repr(time.monotonic()), flush=True)
-"""
-
-
-class Writer:
-    """Changes a store from a process of its own."""
-
-    def __init__(self, store: Path) -> None:
-        words = [sys.executable, "-c", _WRITER, str(store)]
-        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        if self._process.stdin is None or self._process.stdout is None:
-            raise RuntimeError("a process without pipes")
-        self._orders, self._answers = self._process.stdin, self._process.stdout
-
-    def __enter__(self) -> Writer:
-        self._line()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._orders.close()
-        self._process.wait(30)
-
-    def _line(self) -> str:
-        line = self._answers.readline()
-        if not line:
-            raise RuntimeError("the store's writer died")
-        return line
-
-    def __call__(self, action: str, name: str) -> tuple[float, float]:
-        """Change a device. :returns: time.monotonic() before and after."""
-        self._orders.write(f"{action} {name}\n")
-        self._orders.flush()
-        begin, end = self._line().split()
-        return float(begin), float(end)
-
-
-def stall(broker: Broker, settle_s: float) -> tuple[float, float]:
-    """Change one device's rights while a client pings.
-
-    :returns: the longest round trip at the change, and in a stretch as long without one, in ms.
-    """
-    with broker.client(READER) as client, Pinger(client) as pinger:
-        changed: Callable[[], tuple[float, float]]
-        with contextlib.ExitStack() as stack:
-            if broker.kind.name == ACL_FILE:
-                broker.write_acl_file("user d-new\ntopic write sensors/d-new/#\n")
-
-                def changed() -> tuple[float, float]:
-                    begin = time.monotonic()
-                    broker.reload()
-                    return begin, begin
-            elif broker.kind.name == DYNAMIC_SECURITY:
-                admin = stack.enter_context(broker.client(ADMIN))
-                admin.subscribe("$CONTROL/dynamic-security/v1/response")
-                role = {"command": "addClientRole", "username": device(2), "rolename": READER}
-                order = wire.publish("$CONTROL/dynamic-security/v1", json.dumps({"commands": [role]}).encode())
-
-                def changed() -> tuple[float, float]:
-                    begin = time.monotonic()
-                    admin.send(order)
-                    admin.count(1)
-                    return begin, time.monotonic()
-            else:
-                writer = stack.enter_context(Writer(broker.store))
-
-                def changed() -> tuple[float, float]:
-                    return writer("revoke", device(2))
-
-            quiet = time.monotonic()
-            time.sleep(settle_s)
-            begin, end = changed()
-            time.sleep(settle_s)
-            # A ping that a reload holds up ends when the reload does.
-            client_done = time.monotonic()
-            if broker.kind.name == BEDNET:
-                writer("reinstate", device(2))
-        during = (begin, max(end, client_done))
-    return pinger.worst_ms(*during), pinger.worst_ms(quiet, begin)
-
-
-def revocations(broker: Broker, clients: int, count: int, load_per_s: int) -> list[float]:
-    """Revoke connected devices under load, one by one. :returns: ms from the change to the closed connection."""
-    times = []
-    with contextlib.ExitStack() as stack:
-        poll = select.epoll()
-        stack.callback(poll.close)
-        connected: dict[int, str] = {}
-        for number in range(10, 10 + clients):
-            name = device(number)
-            client = stack.enter_context(broker.client(name))
-            connected[client.socket.fileno()] = name
-        files = {name: descriptor for descriptor, name in connected.items()}
-        words = [sys.executable, "-m", "load.bench.rounds", "--paced", str(broker.port), str(load_per_s)]
-        words += [str(broker.stage.ca), *map(str, broker.stage.identity(device(0)))]
-        loader = subprocess.Popen(words)
-        stack.callback(loader.wait, 30)
-        stack.callback(loader.terminate)
-        writer = stack.enter_context(Writer(broker.store))
-        for number in range(10, 10 + count):
-            name = device(number)
-            poll.register(files[name], select.EPOLLIN | select.EPOLLRDHUP)
-            begin, _ = writer("revoke", name)
-            if not poll.poll(10):
-                raise wire.WireError(f"{name} is still connected 10 s after it was revoked")
-            times.append((time.monotonic() - begin) * 1000)
-            poll.unregister(files[name])
-            time.sleep(random.uniform(0.005, 0.03))  # noqa: S311 - spreads the changes over the broker's ticks
-        for number in range(10, 10 + count):
-            writer("reinstate", device(number))
-    return times
-
-
-def paced(port: int, per_s: int, ca: Path, certificate: Path, key: Path) -> None:
-    """Publish at a pace until the process is ended."""
-    endpoint = wire.Endpoint(port, ca)
-    packet = wire.publish(f"sensors/{device(0)}/temperature", PAYLOAD)
-    with wire.Client(endpoint, device(0), endpoint.context(certificate, key)) as client:
-        due = time.monotonic()
-        while True:
-            client.send(packet * max(1, per_s // 1000))
-            due += 0.001
-            time.sleep(max(0.0, due - time.monotonic()))
-
-
-def run(programs: Programs, rounds: int, scale: float, kinds: Sequence[Kind]) -> dict[str, object]:
-    """Measure all kinds.
-
-    :param scale: 1 for the figures that are published; less for a quick look.
-    """
-    results: dict[str, dict[str, list[float]]] = {str(kind): {} for kind in kinds}
-
-    def keep(kind: Kind, what: str, value: float) -> None:
-        results[str(kind)].setdefault(what, []).append(value)
-
-    count, handshakes = int(100_000 * scale) // WINDOW * WINDOW, max(20, int(300 * scale))
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        stage = Stage(Path(folder), programs)
-        for number in range(rounds):
-            for kind in random.sample(list(kinds), len(kinds)):
-                _say(f"round {number + 1} of {rounds}: {kind}")
-                with Broker(stage, kind) as broker:
-                    keep(kind, "start_s", broker.started_s)
-                    keep(kind, "qos0_s", messages(broker, count, 0))
-                    keep(kind, "qos1_s", messages(broker, count // 2, 1))
-                    cpu, wall = connects(broker, handshakes)
-                    keep(kind, "connect_cpu_ms", cpu)
-                    keep(kind, "connect_wall_ms", wall)
-                    keep(kind, "memory_mb", broker.memory_bytes() / 1e6)
-                    if kind.name in {ACL_FILE, DYNAMIC_SECURITY, BEDNET}:
-                        # A reload of the acl_file takes time that grows with the square of the devices.
-                        worst, quiet = stall(broker, 2.0 if kind.name == ACL_FILE else 0.5)
-                        keep(kind, "stall_ms", worst)
-                        keep(kind, "quiet_ms", quiet)
-                    if kind.name == BEDNET and number == 0:
-                        clients = min(1000, kind.devices - 10)
-                        _say(f"revoking, with {clients} clients connected")
-                        done = revocations(broker, clients, max(20, int(300 * scale)), 2000)
-                        results[str(kind)]["revoke_ms"] = done
-    return {"rounds": rounds, "scale": scale, "machine": machine(programs), "kinds": results}
-
-
-def machine(programs: Programs) -> dict[str, str]:
-    """Say what this ran on."""
-    said = subprocess.run([programs.mosquitto, "-h"], capture_output=True, text=True, check=False).stdout
-    models = [
-        line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {
-        "mosquitto": (said.splitlines() or ["unknown"])[0],
-        "processor": f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores",
-        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
-
+    from collections.abc import Callable, Iterator, Sequence
 
 KINDS = (
     Kind(PLAINTEXT),
@@ -306,27 +47,255 @@ KINDS = (
     Kind(DYNAMIC_SECURITY, 50_000),
     Kind(BEDNET, 10_000),
     Kind(BEDNET, 1_000_000),
+    *map(Kind, others.CLASSES),
+    Kind(OPENSSL),
 )
+#: How long a kind of message is measured in a round, in seconds.
+SLICE_S = 0.25
+HANDSHAKES = 25
+PACED_ROUNDS, PACED_S = 3, 0.8
+STALL_ROUNDS = 3
+CONNECTIONS = 1000
+REVOCATIONS, REVOKED_UNDER_PER_S = 300, 2000
+_FILES = 65_536
+
+Results = dict[str, dict[str, list[float]]]
 
 
-def main() -> int:
-    """Run the benchmark, or (``--paced``) the load beside a measurement."""
-    if sys.argv[1:2] == ["--paced"]:
-        port, per_s, *paths = sys.argv[2:]
-        with contextlib.suppress(wire.WireError, OSError):
-            paced(int(port), int(per_s), *map(Path, paths))
-        return 0
-    parser = argparse.ArgumentParser(description="Measure brokers in interleaved rounds; prints JSON.")
+def say(text: str) -> None:
+    """Tell on standard error how far it is."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def make(stage: Stage, kind: Kind) -> Broker:
+    """Return a broker of a kind, not yet started."""
+    if kind.name in others.CLASSES:
+        return others.CLASSES[kind.name](stage, kind)
+    return Server(stage, kind) if kind.name == OPENSSL else Mosquitto(stage, kind)
+
+
+class Bench:
+    """Brokers that run side by side, and what was measured of them.
+
+    :ivar results: kind -> what -> a value for each round.
+    :ivar missing: kind -> why it is not there.
+    """
+
+    def __init__(self, stack: contextlib.ExitStack, optional: Callable[[Kind], bool]) -> None:
+        self._stack, self._optional = stack, optional
+        self._brokers: dict[str, Broker] = {}
+        self._crowds: dict[str, Crowd] = {}
+        self.results: Results = {}
+        self.versions: dict[str, str] = {}
+        self.missing: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def bearing(self, kind: Kind) -> Iterator[None]:
+        """Leave a broker out that fails, where it may."""
+        try:
+            yield
+        except (OSError, WireError) as error:
+            if not self._optional(kind):
+                raise
+            say(f"{kind} is left out: {error}")
+            self.missing[str(kind)] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            for known in (self._brokers, self._crowds, self.results, self.versions):
+                known.pop(str(kind), None)
+
+    def start(self, broker: Broker) -> None:
+        """Start a broker and connect its crowd."""
+        kind, name = broker.kind, str(broker.kind)
+        with self.bearing(kind):
+            self._stack.enter_context(broker)
+            self._brokers[name], self.results[name] = broker, {}
+            self.versions[name] = broker.version()
+            self.keep(name, "start_s", broker.started_s)
+            self.keep(name, "memory_mb", broker.memory_bytes() / 1e6)
+            if broker.mqtt:
+                self._crowds[name] = self._stack.enter_context(Crowd(broker))
+
+    def keep(self, name: str, what: str, value: float) -> None:
+        """Keep a value."""
+        self.results[name].setdefault(what, []).append(value)
+
+    def crowds(self, measure: Callable[[Crowd], float], what: str, *, warm: bool = False) -> None:
+        """Measure something of each crowd, in an order of its own."""
+        for name in random.sample(list(self._crowds), len(self._crowds)):
+            with self.bearing(self._brokers[name].kind):
+                value = measure(self._crowds[name])
+                if not warm:
+                    self.keep(name, what, value)
+
+    def brokers(self, measure: Callable[[str, Broker], None], wanted: Callable[[Broker], bool] | None = None) -> None:
+        """Measure something of each broker, in an order of its own."""
+        for name in random.sample(list(self._brokers), len(self._brokers)):
+            broker = self._brokers[name]
+            if wanted is None or wanted(broker):
+                with self.bearing(broker.kind):
+                    measure(name, broker)
+
+    def messages(self, seconds: float, *, warm: bool = False) -> None:
+        """Measure messages, in and out, QoS 0 and 1."""
+        for qos in (0, 1):
+            self.crowds(lambda crowd, qos=qos: crowd.fan_in(qos, seconds), f"in{qos}_s", warm=warm)  # type: ignore[misc]
+            self.crowds(lambda crowd, qos=qos: crowd.fan_out(qos, seconds), f"out{qos}_s", warm=warm)  # type: ignore[misc]
+
+    def handshakes(self, count: int) -> None:
+        """Measure connections, with full and with resumed handshakes."""
+
+        def full(name: str, broker: Broker) -> None:
+            found = connects(broker, count)
+            self.keep(name, "full_cpu_ms", found.cpu_ms)
+            self.keep(name, "full_wall_ms", found.wall_ms)
+
+        def resumed(name: str, broker: Broker) -> None:
+            found = connects(broker, count, resume=True)
+            self.keep(name, "resumed_share", found.resumed)
+            # What did not resume is a full handshake once more.
+            if found.resumed > 0.5:  # noqa: PLR2004
+                self.keep(name, "resumed_cpu_ms", found.cpu_ms)
+                self.keep(name, "resumed_wall_ms", found.wall_ms)
+
+        self.brokers(full)
+        self.brokers(resumed, lambda broker: broker.tls)
+
+    def paced(self, seconds: float) -> None:
+        """Measure how long messages take at half load."""
+
+        def one(name: str, broker: Broker) -> None:
+            found = latency(broker, half_load(self.results[name]["in0_s"]), seconds)
+            for what, value in found._asdict().items():
+                self.keep(name, f"paced_{what}", value)
+
+        self.brokers(one, lambda broker: broker.mqtt)
+
+    def memory(self, connections: int) -> None:
+        """Measure what connections need."""
+        self.brokers(
+            lambda name, broker: self.keep(name, "connected_mb", memory(broker, connections) / 1e6),
+            lambda broker: broker.mqtt,
+        )
+
+    def stalls(self) -> None:
+        """Measure how long a change of rights holds clients up."""
+
+        def one(name: str, broker: Broker) -> None:
+            assert isinstance(broker, Mosquitto)
+            worst, quiet = stall(broker)
+            self.keep(name, "stall_ms", worst)
+            self.keep(name, "quiet_ms", quiet)
+
+        self.brokers(one, lambda broker: broker.kind.name in {ACL_FILE, DYNAMIC_SECURITY, BEDNET})
+
+    def revocations(self, clients: int, count: int) -> None:
+        """Measure how long a revoked device stays."""
+
+        def one(name: str, broker: Broker) -> None:
+            assert isinstance(broker, Mosquitto)
+            self.results[name]["revoke_ms"] = revocations(broker, clients, count, REVOKED_UNDER_PER_S)
+
+        self.brokers(one, lambda broker: broker.kind.name == BEDNET)
+
+
+def more_files() -> None:
+    """Let this process and those that it starts have as many open files as they may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def run(programs: Programs, rounds: int, scale: float, kinds: Sequence[Kind]) -> dict[str, object]:
+    """Measure all kinds.
+
+    :param scale: 1 for the figures that are published; less for a quick look.
+    """
+    more_files()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        Path(folder).chmod(0o755)
+        stage = Stage(Path(folder), programs)
+        bench = Bench(stack, lambda kind: kind.name in others.CLASSES)
+        for kind in kinds:
+            why = None
+            if kind.name in others.CLASSES:
+                why = others.absent(kind.name, programs.node_modules, programs.python_peers)
+            if why:
+                say(f"{kind} is left out: {why}")
+                bench.missing[str(kind)] = why
+                continue
+            say(f"starting {kind}")
+            # Making one may fail as starting it may.
+            with bench.bearing(kind):
+                bench.start(make(stage, kind))
+        say("warming up")
+        bench.messages(SLICE_S * scale, warm=True)
+        for number in range(rounds):
+            say(f"round {number + 1} of {rounds}")
+            bench.messages(SLICE_S * scale)
+            bench.handshakes(max(5, int(HANDSHAKES * scale)))
+        clients = max(50, int(CONNECTIONS * scale))
+        say(f"memory of {clients} connections")
+        bench.memory(clients)
+        for number in range(min(rounds, PACED_ROUNDS)):
+            say(f"messages at half load, {number + 1} of {min(rounds, PACED_ROUNDS)}")
+            bench.paced(PACED_S * scale)
+        for number in range(min(rounds, STALL_ROUNDS)):
+            say(f"changes of rights, {number + 1} of {min(rounds, STALL_ROUNDS)}")
+            bench.stalls()
+        say(f"revocations, with {clients} clients connected")
+        bench.revocations(clients, max(20, int(REVOCATIONS * scale)))
+    return {
+        "rounds": rounds,
+        "scale": scale,
+        "machine": machine(),
+        "kinds": bench.results,
+        "versions": bench.versions,
+        "missing": bench.missing,
+    }
+
+
+def machine() -> dict[str, str]:
+    """Say what this ran on."""
+    models = [
+        line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return {
+        "processor": f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores",
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def programs_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser for the options that say what is run and how long."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--mosquitto", default="/usr/sbin/mosquitto")
     parser.add_argument("--plugin", default="/usr/lib/bednet/bednet_plugin.so")
     parser.add_argument("--dynamic-security", required=True)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--node-modules", type=Path, help="a folder with npm's packages")
+    parser.add_argument("--python-peers", type=Path, help="a folder with PyPI's packages")
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--scale", type=float, default=1.0, help="less than 1 for a quick look")
-    parser.add_argument("--only", action="append", help="only kinds with this name; can be given again")
-    arguments = parser.parse_args()
-    kinds = [kind for kind in KINDS if not arguments.only or kind.name in arguments.only]
-    programs = Programs(arguments.mosquitto, arguments.plugin, arguments.dynamic_security)
-    json.dump(run(programs, arguments.rounds, arguments.scale, kinds), sys.stdout, indent=1)
+    parser.add_argument("--kind", action="append", help="only kinds with this name; can be given again")
+    return parser
+
+
+def programs_of(arguments: argparse.Namespace) -> Programs:
+    """Return the programs that the options name."""
+    return Programs(
+        arguments.mosquitto,
+        arguments.plugin,
+        arguments.dynamic_security,
+        arguments.node_modules,
+        arguments.python_peers,
+    )
+
+
+def main() -> int:
+    """Run the benchmark."""
+    arguments = programs_parser("Measure brokers in interleaved rounds; prints JSON.").parse_args()
+    kinds = [kind for kind in KINDS if not arguments.kind or kind.name in arguments.kind]
+    json.dump(run(programs_of(arguments), arguments.rounds, arguments.scale, kinds), sys.stdout, indent=1)
     sys.stdout.write("\n")
     return 0
 

@@ -25,7 +25,7 @@ CONNACK, PUBLISH, PUBACK, SUBACK, PINGRESP = 2, 3, 4, 9, 13
 PINGREQ_PACKET, DISCONNECT_PACKET = b"\xc0\x00", b"\xe0\x00"
 TIMEOUT_S = 60.0
 _REFUSED = 0x80
-_CHUNK = 262_144
+CHUNK = 262_144
 
 
 class WireError(Exception):
@@ -77,6 +77,8 @@ class Client:
 
     :ivar tls: TLS settings; None for plaintext.
     :ivar password: with the client id as the user name; None where a certificate speaks.
+    :ivar session: a TLS session to resume.
+    :ivar mqtt: whether it speaks MQTT; otherwise it exchanges a line with a server that sends lines back.
     """
 
     endpoint: Endpoint
@@ -84,6 +86,7 @@ class Client:
     tls: ssl.SSLContext | None
     password: str | None = None
     session: ssl.SSLSession | None = None
+    mqtt: bool = True
     _left: bytes = field(default=b"", repr=False)
 
     def __enter__(self) -> Self:
@@ -92,6 +95,11 @@ class Client:
         self.socket: socket.socket = (
             self.tls.wrap_socket(plain, server_hostname=self.endpoint.host, session=self.session) if self.tls else plain
         )
+        if not self.mqtt:
+            self.send(b"line\n")
+            if not self.socket.recv(CHUNK):
+                raise WireError("the server closed the connection")
+            return self
         flags = 0x02 | (0xC0 if self.password is not None else 0)
         body = _text("MQTT") + bytes([4, flags]) + struct.pack("!H", 600) + _text(self.client_id)
         if self.password is not None:
@@ -106,7 +114,7 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.socket.close()
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | bytearray) -> None:
         """Send bytes, all of them."""
         self.socket.sendall(data)
 
@@ -120,7 +128,7 @@ class Client:
                 kind, body = self._left[0] >> 4, self._left[slice(*end)]
                 self._left = self._left[end[1] :]
                 yield kind, body
-            more = self.socket.recv(_CHUNK)
+            more = self.socket.recv(CHUNK)
             if not more:
                 raise WireError(f"{self.client_id}: the broker closed the connection")
             self._left += more
@@ -148,7 +156,7 @@ class Client:
         """
         arrived, acks = 0, bytearray()
         while arrived < wanted:
-            more = self.socket.recv(_CHUNK)
+            more = self.socket.recv(CHUNK)
             if not more:
                 raise WireError(f"{self.client_id}: the broker closed the connection after {arrived} messages")
             data, place = self._left + more, 0
@@ -168,7 +176,7 @@ class Client:
 
     def acknowledged(self) -> int:
         """Wait for something to arrive. :returns: how many PUBACKs did."""
-        more = self.socket.recv(_CHUNK)
+        more = self.socket.recv(CHUNK)
         if not more:
             raise WireError(f"{self.client_id}: the broker closed the connection")
         data, place, found = self._left + more, 0, 0
