@@ -4,7 +4,7 @@
 - :func:`answer`: one request of an approver, who is known by client certificate.
 
 Two steps: the code that the device shows, then what is behind it, with the device's id to be typed in. So nobody
-approves by one click what somebody else began (RFC 8628, 5.4). Each form proves that this page made it for this approver.
+approves by one click what somebody else began (RFC 8628, 5.4). Each form proves that it was made for its approver.
 """
 
 from __future__ import annotations
