@@ -51,7 +51,17 @@ BROKERS = {
 }
 
 #: What the tests import, directly; what these need comes with them.
-ROOTS = ("cryptography", "hypothesis", "jsonschema", "paho-mqtt", "pytest", "pytest-timeout", "PyYAML", "rich")
+ROOTS = (
+    "cel-expr-python",
+    "cryptography",
+    "hypothesis",
+    "jsonschema",
+    "paho-mqtt",
+    "pytest",
+    "pytest-timeout",
+    "PyYAML",
+    "rich",
+)
 
 PLUGIN = "usr/lib/bednet/bednet_plugin.so"
 # Where the container sees this machine's folders.

@@ -205,6 +205,8 @@ def edges(draw: st.DrawFn, case: Case) -> int | None:
         return at
     window = draw(st.sampled_from(windows))
     day = dt.datetime.fromtimestamp(at, zoneinfo.ZoneInfo(window.zone)).replace(hour=0, minute=0, second=0)
+    while day.weekday() not in window.days:
+        day += dt.timedelta(days=1)
     edge = draw(st.sampled_from([window.start, window.end])) + draw(st.sampled_from([-1, 0, 0, 1]))
     # On the wall: a day is not always 24 hours long.
     return int((day + dt.timedelta(seconds=edge)).timestamp())
@@ -225,17 +227,24 @@ def questions_about(
     """Make questions about a site; some of them near to what its rules say."""
     questions: list[Question] = []
     times = edges(case) if times is None else times
+    conditional = [rule for rule in case.rules if rule.conditional] or list(case.rules)
     for _ in range(count):
         device = draw(st.sampled_from(DEVICES))
         topic = draw(st.one_of(FILTERS, NAMES))
-        near = draw(st.booleans())
-        if case.rules and near:
+        access = draw(st.sampled_from([judge.PUBLISH, judge.SUBSCRIBE, judge.SUBSCRIBE, judge.DELIVER]))
+        how = draw(st.sampled_from(["made up", "near", "at it", "at it"])) if case.rules else "made up"
+        if how == "near":
             levels = draw(st.sampled_from(case.grants(device))).topic_filter.split("/")
             at = draw(st.integers(0, len(levels) - 1))
             word = draw(st.sampled_from([levels[at], "+", "#", "a"]))
             topic = "/".join([*levels[:at], word] if word == "#" else [*levels[:at], word, *levels[at + 1 :]]) or "a"
-        access = draw(st.sampled_from([judge.PUBLISH, judge.SUBSCRIBE, judge.SUBSCRIBE, judge.DELIVER]))
-        if access != judge.SUBSCRIBE and draw(st.booleans()):
+        elif how == "at it":
+            # What a rule speaks of, so that it depends on its conditions.
+            rule = draw(st.sampled_from(conditional))
+            topic = fill_in(rule.template, {"id": device, **case.values[device]})
+            ways = [judge.PUBLISH] if rule.access is Access.PUBLISH else [judge.SUBSCRIBE, judge.DELIVER]
+            access = draw(st.sampled_from(ways))
+        if access != judge.SUBSCRIBE and (how == "at it" or draw(st.booleans())):
             topic = topic.replace("+", "a").replace("#", "b")
         questions.append((device, access, topic, draw(times), draw(st.sampled_from(addresses))))
     return questions
