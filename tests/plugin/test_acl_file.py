@@ -146,7 +146,7 @@ def allows(site: PolicySite, device: str, access: Access, name: str) -> bool:
 
 
 QUESTIONS = st.lists(NAMES.filter(bool), min_size=25, max_size=25, unique=True)
-USUAL = {"deadline": None, "suppress_health_check": list(HealthCheck), "phases": [Phase.generate]}
+USUAL: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "phases": [Phase.generate]}
 
 
 @pytest.mark.parametrize(("examples", "least"), [(35, 1000), pytest.param(500, 15000, marks=pytest.mark.full)])

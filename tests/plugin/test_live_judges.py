@@ -221,7 +221,8 @@ class Stage:
 
     def _carry(self, act: Act) -> list[tuple[bytes, str]]:
         """Let the carrier publish what deliveries are asked about; every other message is retained."""
-        carrier, sent = self.wires[CARRIER], []
+        carrier = self.wires[CARRIER]
+        sent: list[tuple[bytes, str]] = []
         for _, access, topic, _, _ in act.questions:
             if access == judge.DELIVER and speakable(judge.PUBLISH, topic):
                 token, retain = secrets.token_bytes(8), len(sent) % 2 == 0
