@@ -64,6 +64,7 @@ BUILDER_PACKAGES = (
     "debhelper",
     "gcc",
     "libc6-dev",
+    "libjansson-dev",
     "liblmdb-dev",
     "libmosquitto-dev",
     "libssl-dev",
@@ -85,7 +86,7 @@ PEER_PACKAGES = (
     "python3-sqlalchemy",
     "rabbitmq-server",
 )
-CROSS_LIBRARIES = ("libc6-dev", "liblmdb-dev", "libmosquitto-dev", "libssl-dev", "pkgconf")
+CROSS_LIBRARIES = ("libc6-dev", "libjansson-dev", "liblmdb-dev", "libmosquitto-dev", "libssl-dev", "pkgconf")
 ADD_FOREIGN = f"dpkg --add-architecture {FOREIGN}"
 
 
@@ -120,7 +121,11 @@ LAYERS = {
     # A broker of the other architecture, and what its processor is played by.
     "emulator": Layer(
         "host",
-        ("python3-lmdb", "qemu-user", *(f"{package}:{FOREIGN}" for package in ("liblmdb0", "mosquitto"))),
+        (
+            "python3-lmdb",
+            "qemu-user",
+            *(f"{package}:{FOREIGN}" for package in ("libjansson4", "liblmdb0", "mosquitto")),
+        ),
         ADD_FOREIGN,
     ),
     # Runs the plugin's tests.

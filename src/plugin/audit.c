@@ -36,6 +36,21 @@ const char *reason__name(enum reason reason)
 		case REASON_DENIED: return "denied";
 		case REASON_PARTLY: return "partly";
 		case REASON_STORE: return "store";
+		case REASON_TOKEN_MALFORMED: return "token-malformed";
+		case REASON_TOKEN_TYPE: return "token-type";
+		case REASON_TOKEN_ALGORITHM: return "token-algorithm";
+		case REASON_TOKEN_ISSUER: return "token-issuer";
+		case REASON_TOKEN_KEY: return "token-key";
+		case REASON_TOKEN_SIGNATURE: return "token-signature";
+		case REASON_TOKEN_AUDIENCE: return "token-audience";
+		case REASON_TOKEN_EXPIRED: return "token-expired";
+		case REASON_TOKEN_EARLY: return "token-early";
+		case REASON_TOKEN_LIFETIME: return "token-lifetime";
+		case REASON_TOKEN_BINDING: return "token-binding";
+		case REASON_TOKEN_REVOKED: return "token-revoked";
+		case REASON_TOKEN_SCOPE: return "token-scope";
+		case REASON_TOKEN_CLAIMS: return "token-claims";
+		case REASON_TOKEN_PROOF: return "token-proof";
 		case REASON_INTERNAL: break;
 	}
 	return "internal";

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include <lmdb.h>
+#include <openssl/evp.h>
 #include <openssl/x509.h>
 
 #define BEDNET_ID_MAX 64 /* bytes of a device's id */
@@ -42,7 +43,22 @@ enum reason {
 	REASON_DENIED,
 	REASON_PARTLY,
 	REASON_STORE,
-	REASON_INTERNAL
+	REASON_INTERNAL,
+	REASON_TOKEN_MALFORMED,
+	REASON_TOKEN_TYPE,
+	REASON_TOKEN_ALGORITHM,
+	REASON_TOKEN_ISSUER,
+	REASON_TOKEN_KEY,
+	REASON_TOKEN_SIGNATURE,
+	REASON_TOKEN_AUDIENCE,
+	REASON_TOKEN_EXPIRED,
+	REASON_TOKEN_EARLY,
+	REASON_TOKEN_LIFETIME,
+	REASON_TOKEN_BINDING,
+	REASON_TOKEN_REVOKED,
+	REASON_TOKEN_SCOPE,
+	REASON_TOKEN_CLAIMS,
+	REASON_TOKEN_PROOF
 };
 
 /* ---- topics.c: topic names and filters (MQTT 5, 4.7), as src/bednet/topics.py has them ---- */
@@ -67,6 +83,8 @@ size_t topics__intersection(const char *one, size_t one_len, const char *other, 
 /* ---- record.c: the records of the store. Every byte is checked; nothing is allocated ---- */
 
 enum { FLAG_REVOKED = 1, FLAG_CERTIFICATE = 2, FLAG_PASSWORD = 4, FLAG_PSK = 8, FLAG_TOKEN = 16 };
+enum { ISSUER_AIF = 1, ISSUER_ROLES = 2, ISSUER_SERVICE = 4 };
+enum { ALGORITHM_ES256 = 1, ALGORITHM_EDDSA = 2, ALGORITHM_RS256 = 4, ALGORITHM_PS256 = 8 };
 
 #define RECORD_LAYOUT 2
 #define RECORD_ITERATIONS_MAX 10000 /* of PBKDF2: 9 ms of the broker's only thread; bednet-ca asks for 101 */
@@ -74,6 +92,7 @@ enum { FLAG_REVOKED = 1, FLAG_CERTIFICATE = 2, FLAG_PASSWORD = 4, FLAG_PSK = 8, 
 #define RECORD_HASH_MAX 64 /* bytes: one block of SHA-512 */
 #define RECORD_SALT_MIN 1 /* bytes */
 #define RECORD_PSK_MIN 16 /* bytes: 128 bits */
+#define RECORD_LEEWAY_MAX 300 /* seconds */
 
 struct meta_record {
 	uint32_t layout;
@@ -89,6 +108,30 @@ struct device_record {
 	struct slice values[255];
 	uint32_t iterations;
 	struct slice salt, hash, psk;
+};
+
+/* An issuer of tokens. */
+struct issuer_record {
+	uint8_t flags;
+	uint16_t algorithms;
+	uint32_t leeway, longest; /* seconds */
+	struct slice iss, claim, prefix, roles;
+	uint8_t audience_count, type_count, mapping_count;
+	struct slice audiences, types, mappings; /* read with record__text, record__mapping */
+};
+
+/* What a role of an issuer means here: a profile, and where the token has what its placeholders stand for. */
+struct role_mapping {
+	struct slice value;
+	uint64_t profile;
+	uint8_t claim_count;
+	struct slice claims;
+};
+
+/* A public key of an issuer. */
+struct key_record {
+	uint8_t algorithm;
+	struct slice kid, spki; /* SubjectPublicKeyInfo in DER */
 };
 
 struct window {
@@ -124,6 +167,12 @@ bool record__window(struct slice *windows, struct window *out);
 bool record__network(struct slice *networks, struct network *out);
 /* The offset at a time, and from when until when it holds. */
 bool record__zone(struct slice bytes, int64_t at, int32_t *offset, int64_t *from, int64_t *until);
+bool record__issuer(struct slice bytes, struct issuer_record *out);
+/* The next text, whose length has so many bytes (2 for audiences, 1 for types and claims). */
+bool record__text(struct slice *texts, size_t width, struct slice *out);
+bool record__mapping(struct slice *mappings, struct role_mapping *out);
+bool record__key(struct slice bytes, struct key_record *out);
+bool record__seconds(struct slice bytes, int64_t *out);
 bool record__change(struct slice key, struct slice value, uint64_t *sequence, uint8_t *kind, struct slice *subject);
 /* May it be the id of a device? Nothing that has a meaning in topics or JSON passes. */
 bool record__id_ok(const char *id, size_t len);
@@ -147,6 +196,13 @@ struct grants {
 	struct grant list[]; /* what they point to lies behind them, in the same block */
 };
 
+/* A profile, and what its placeholders 1, 2, .. stand for. */
+struct grant_source {
+	struct slice profile;
+	const struct slice *values;
+	uint8_t value_count;
+};
+
 /* When, and from where. */
 struct moment {
 	bool has_time;
@@ -164,9 +220,9 @@ struct decision {
 	const struct grant *grant; /* the rule that decides, or NULL; lives as long as the grants */
 };
 
-/* Fills in a device's placeholders. The caller frees *out with free().
- * REASON_STORE when the profile does not parse or does not fit the device, REASON_INTERNAL without memory. */
-enum reason decide__grants(struct slice profile, const char *id, size_t id_len, const struct device_record *device,
+/* The grants of all these profiles together, their placeholders filled in. The caller frees *out with free().
+ * REASON_STORE when a profile does not parse or does not fit its values, REASON_INTERNAL without memory. */
+enum reason decide__grants(const struct grant_source *sources, size_t source_count, const char *id, size_t id_len,
 		struct grants **out);
 /* `topic` is a topic name, or for ACCESS_SUBSCRIBE a topic filter, with or without $share. */
 struct decision decide__by(const struct grants *grants, enum access access, const char *topic, size_t len,
@@ -181,7 +237,7 @@ bool decide__address(const char *text, struct moment *out);
 struct store {
 	MDB_env *env;
 	MDB_txn *txn; /* reset between uses, so that it keeps no page from being used again */
-	MDB_dbi meta, devices, profiles, zones, revoked, changes;
+	MDB_dbi meta, devices, profiles, zones, revoked, changes, issuers, keys, tokens, cutoffs;
 	size_t seen_txn; /* mdb_txn_id() of the last look at the change log */
 	uint64_t seen_change;
 	bool unusable; /* its meta record is not ours any more: nothing is read until it is again */
@@ -195,6 +251,7 @@ struct store {
 
 struct change_sink {
 	void (*device)(void *context, const char *id, size_t len);
+	void (*issuers)(void *context); /* an issuer of tokens, or its keys */
 	void (*everything)(void *context); /* serial numbers, profiles, zones, or more than one cares to count */
 	void *context;
 };
@@ -213,6 +270,16 @@ void store__end(struct store *store);
 enum reason store__device(struct store *store, const char *id, size_t len, struct device_record *out);
 enum reason store__profile(struct store *store, uint64_t key, struct slice *out);
 enum reason store__serial(struct store *store, const uint8_t *serial, size_t len); /* NONE, CERTIFICATE_REVOKED, STORE */
+/* REASON_NONE, REASON_TOKEN_ISSUER, REASON_STORE; `key` is filled in either way. */
+#define STORE_ISSUER_KEY 8 /* bytes */
+enum reason store__issuer(struct store *store, const char *iss, size_t len, uint8_t key[STORE_ISSUER_KEY],
+		struct issuer_record *out);
+/* REASON_NONE, REASON_TOKEN_KEY, REASON_STORE. */
+enum reason store__key(struct store *store, const uint8_t issuer[STORE_ISSUER_KEY], const char *kid, size_t len,
+		struct key_record *out);
+/* Whether a token is revoked, or issued too early for its device: REASON_NONE, REASON_TOKEN_REVOKED, REASON_STORE.
+ * `jti` may be NULL. */
+enum reason store__token(struct store *store, const char *iss, const char *jti, const char *id, int64_t issued);
 bool store__zone(void *store, uint32_t zone, int64_t at, int32_t *offset); /* a zone_lookup */
 
 /* ---- cert.c: what a client's certificate says ---- */
@@ -232,6 +299,76 @@ bool cert__read(const X509 *x509, struct certificate *out);
 
 /* Whether it is the password. Takes as long without a device (`device` NULL, or one without a password). */
 bool secret__password(const struct device_record *device, const char *password);
+
+/* ---- token.c: access tokens (RFC 7519, RFC 9068): parsed, and checked against issuers and keys of the store ---- */
+
+#define TOKEN_MAX 8192 /* bytes, as it comes */
+#define TOKEN_KEYS 8 /* public keys that are kept ready for use */
+#define TOKEN_NONCE 8 /* bytes, of either side (RFC 9431, 2.2.4.2.2) */
+#define TOKEN_THUMBPRINT 32 /* bytes: SHA-256 of a certificate */
+
+/* What a scope permits (RFC 9431, 2.3). */
+struct permission {
+	const char *filter;
+	size_t len;
+	bool publish, subscribe;
+};
+
+/* A token. Until token__check has said REASON_NONE of it, nothing in it is to be believed. */
+struct token {
+	struct slice header, payload; /* JSON, decoded; behind the struct, in the same block */
+	struct slice signature, signed_part; /* until it was checked; signed_part is the caller's */
+	bool verified; /* its signature was found right */
+	uint8_t key_print[8]; /* of the key that it was checked with */
+	char id[BEDNET_ID_MAX + 1]; /* the device */
+	int64_t end; /* first second in which it is good no more, leeway included */
+	bool limited; /* its scope counts; else only the policy limits it */
+	struct permission *permissions; /* with their text, one block */
+	size_t permission_count;
+	bool made; /* the store does not have the device: its rights come from the roles in the token */
+	struct grants *grants; /* then */
+	EVP_PKEY *proof; /* cnf.jwk: whose owner may use it (RFC 7800), or NULL */
+	size_t size; /* bytes that it is taken for, roughly what it has with its permissions */
+	/* of whoever keeps it */
+	bool stale; /* to be checked again before it is believed */
+	enum reason state; /* what the last check said */
+	uint64_t generation;
+};
+
+struct token_keys {
+	struct {
+		uint8_t *spki;
+		size_t len;
+		EVP_PKEY *key;
+	} entries[TOKEN_KEYS];
+	size_t next;
+};
+
+/* What a token is asked about. */
+struct token_question {
+	struct store *store; /* between store__begin and store__end */
+	struct token_keys *keys;
+	const char *audience; /* of this gateway, or NULL */
+	const uint8_t *thumbprint; /* of the certificate that the client has shown, or NULL */
+	bool proves; /* the client is about to prove that it has the key of cnf.jwk */
+	int64_t now;
+};
+
+/* Is this password a token? Nothing is said of whether it is a good one. */
+bool token__is(const char *text, size_t len);
+/* Takes it apart; NULL and a reason when it is malformed. `text` is the caller's, and is to live until token__check. */
+struct token *token__read(const char *text, size_t len, enum reason *reason);
+/* Whether it is good; also again, when the store has changed: then neither signature nor cnf is looked at. Cheap checks
+ * come first. Whether its device may use tokens is for the caller to find out, unless the token is `made`. */
+enum reason token__check(struct token *token, const struct token_question *question);
+/* Whether its scope permits it; the policy must as well. `topic` as for decide__by. */
+bool token__permits(const struct token *token, enum access access, const char *topic, size_t len);
+/* Whether `signature` is that of the key over both nonces. P-256 and Ed25519 only. */
+bool token__proven(EVP_PKEY *key, const uint8_t nonces[2 * TOKEN_NONCE], struct slice signature);
+void token__free(struct token *token);
+void token__forget_keys(struct token_keys *keys);
+/* Bytes, or false when it is no base64url without padding (RFC 7515, 2). `out` has room for len * 3 / 4. */
+bool token__decode(const char *text, size_t len, uint8_t *out, size_t *out_len);
 
 /* ---- throttle.c: failed logins, in a table of fixed size ---- */
 
@@ -289,7 +426,10 @@ size_t audit__escape(const char *text, size_t len, char *out, size_t room);
 
 /* ---- session.c: who is connected, and what was read about them ---- */
 
-enum method { METHOD_CERTIFICATE = FLAG_CERTIFICATE, METHOD_PASSWORD = FLAG_PASSWORD, METHOD_PSK = FLAG_PSK };
+enum method {
+	METHOD_CERTIFICATE = FLAG_CERTIFICATE, METHOD_PASSWORD = FLAG_PASSWORD, METHOD_PSK = FLAG_PSK,
+	METHOD_TOKEN = FLAG_TOKEN
+};
 
 struct device {
 	char id[BEDNET_ID_MAX + 1];
@@ -301,7 +441,8 @@ struct device {
 	uint64_t generation;
 	struct grants *grants;
 	struct session *sessions;
-	struct device *next, *next_queued;
+	struct token *left; /* of its last session, when that is over: for its will and its queue */
+	struct device *next, *next_queued, *left_next, *left_back;
 };
 
 struct session {
@@ -310,6 +451,9 @@ struct session {
 	enum method method;
 	bool dead; /* kicked; nothing is granted to it while it goes */
 	bool pending; /* a PSK was asked for; no word from the client yet */
+	enum reason broken; /* it must end for this, whatever the store says */
+	struct token *token; /* or NULL; its own */
+	struct challenge *challenge; /* of a re-authentication, or NULL; its own */
 	uint8_t serial[BEDNET_SERIAL_MAX];
 	size_t serial_len;
 	int64_t not_after;
@@ -321,11 +465,28 @@ struct session {
 	struct session *next, *of_device, *of_device_back, *all, *all_back, *waits, *waits_back;
 };
 
+/* Somebody with a token has been asked to prove that the token's key is its own. */
+struct challenge {
+	const void *client;
+	struct token *token;
+	EVP_PKEY *key;
+	uint8_t nonce[TOKEN_NONCE];
+	bool has_certificate;
+	struct certificate certificate;
+	struct moment from;
+	/* of a client that is not let in yet */
+	unsigned int number; /* its user name until then, see challenge__username */
+	int64_t deadline; /* seconds of a clock that is never set */
+	struct challenge *next;
+};
+
+#define SESSIONS_LEFT (16u << 20) /* bytes of tokens that are kept of sessions that are over */
 #define SESSIONS_PENDING 1024
 #define SESSIONS_PENDING_SAME 64 /* from one address */
 
 struct sessions {
 	struct store *store;
+	const char *audience; /* of this gateway, or NULL */
 	struct device **devices;
 	size_t device_slots, device_count;
 	struct session **table;
@@ -337,7 +498,9 @@ struct sessions {
 	size_t heap_count, heap_room;
 	struct session *oldest, *newest; /* pending */
 	size_t pending;
-	uint64_t generation;
+	struct device *left_oldest, *left_newest;
+	size_t left_size; /* bytes */
+	uint64_t generation, token_generation;
 };
 
 void sessions__init(struct sessions *sessions, struct store *store);
@@ -348,8 +511,22 @@ struct session *sessions__find(struct sessions *sessions, const void *client, co
 struct session *sessions__add(struct sessions *sessions, const void *client, const char *id, enum method method,
 		const struct certificate *certificate, const struct moment *from);
 void sessions__remove(struct sessions *sessions, const void *client);
+/* The same for one that was let in: its token is kept for its will and its queue. */
+void sessions__leave(struct sessions *sessions, const void *client);
+/* The session of a client, whoever's it is. */
+struct session *sessions__of(struct sessions *sessions, const void *client);
+/* Gives a session a token that was checked; it is the session's from then on. */
+void sessions__authorise(struct session *session, struct token *token);
+/* Has it closed on the next tick. */
+void sessions__break(struct sessions *sessions, struct session *session, enum reason why);
+/* The token of a device's last session, or NULL; `any`: of a session that is not over as well. Not to be kept. */
+struct token *sessions__left(struct sessions *sessions, const char *id, bool any);
+/* Brings a token up to date with the store; REASON_NONE does not say that it has not ended. */
+enum reason sessions__token(struct sessions *sessions, struct token *token, const char *id, int64_t now);
+const struct grants *session__grants(const struct session *session);
 void sessions__confirm(struct sessions *sessions, struct session *session);
 void sessions__changed(struct sessions *sessions, const char *id, size_t len);
+void sessions__issuers_changed(struct sessions *sessions);
 void sessions__all_changed(struct sessions *sessions);
 /* Brings a session up to date with the store and says whether it may go on. */
 enum reason sessions__check(struct sessions *sessions, struct session *session, int64_t now);
@@ -359,5 +536,42 @@ struct session *sessions__next_due(struct sessions *sessions, int64_t now, enum 
  * False when it could not be read this time. */
 bool device__read(struct store *store, struct device *device);
 void device__clear(struct device *device);
+
+/* ---- auth.c: MQTT 5 enhanced authentication: what clients send, and what they were asked ---- */
+
+#define CHALLENGES 256 /* of all clients that are not let in yet */
+#define CHALLENGES_SAME 4 /* of one device: a stolen token pushes out no other's */
+#define CHALLENGE_SECONDS 10
+#define CHALLENGE_USERNAME 32 /* bytes */
+
+/* The first message of OAUTHBEARER (RFC 7628, 3.1); `authzid` is empty where there is none. */
+bool auth__bearer(struct slice data, struct slice *authzid, struct slice *token);
+/* The first message of `ace` (RFC 9431, 2.2.4.2); *rest is what comes behind the token. */
+bool auth__ace(struct slice data, struct slice *token, struct slice *rest);
+
+/* What a client calls itself in the meantime: no device's name, so that nothing is granted to it, and one that no other
+ * client has, so that it alone can be sent away. */
+void challenge__username(const struct challenge *challenge, char out[CHALLENGE_USERNAME]);
+/* A new one with a fresh nonce. It takes the token and the key, also when it returns NULL, for want of memory or random
+ * numbers. `certificate` may be NULL. */
+struct challenge *challenge__new(struct token *token, EVP_PKEY *key, const void *client,
+		const struct certificate *certificate, const struct moment *from);
+void challenge__free(struct challenge *challenge);
+/* Whether the answer is the right one: the client's nonce, and a signature over both (RFC 9431, 2.2.4.2.2). */
+bool challenge__answered(const struct challenge *challenge, struct slice data);
+
+struct challenges {
+	struct challenge *first; /* the newest */
+	size_t count;
+	unsigned int number;
+};
+
+/* Keeps it; `now` in seconds of a clock that is never set. Where too many are open, the oldest of the same device, or of
+ * all, becomes due; false when there is no room for all that, then it is the caller's to free. */
+bool challenges__add(struct challenges *challenges, struct challenge *challenge, int64_t now);
+/* Takes a client's out, for the caller to free; NULL when there is none. */
+struct challenge *challenges__take(struct challenges *challenges, const void *client);
+/* One whose time is over, or NULL. It stays. */
+struct challenge *challenges__due(struct challenges *challenges, int64_t now);
 
 #endif

@@ -19,7 +19,7 @@
 
 
 /* The length of a rule's topic with its placeholders filled in, and the text itself into `out` unless that is NULL. */
-static bool fill_in(struct slice topic, const char *id, size_t id_len, const struct device_record *device, char *out,
+static bool fill_in(struct slice topic, const char *id, size_t id_len, const struct grant_source *source, char *out,
 		size_t *len)
 {
 	size_t i;
@@ -29,10 +29,10 @@ static bool fill_in(struct slice topic, const char *id, size_t id_len, const str
 		struct slice part = {topic.at + i, 1};
 
 		if(topic.at[i] == PLACEHOLDER){
-			if(++i == topic.len || topic.at[i] > device->value_count){
+			if(++i == topic.len || topic.at[i] > source->value_count){
 				return false;
 			}
-			part = topic.at[i] ? device->values[topic.at[i] - 1] : (struct slice){(const uint8_t *)id, id_len};
+			part = topic.at[i] ? source->values[topic.at[i] - 1] : (struct slice){(const uint8_t *)id, id_len};
 		}
 		if(out){
 			memcpy(out + *len, part.at, part.len);
@@ -46,82 +46,107 @@ static bool fill_in(struct slice topic, const char *id, size_t id_len, const str
 }
 
 
-enum reason decide__grants(struct slice profile, const char *id, size_t id_len, const struct device_record *device,
+/* What the grants of all these profiles take. */
+struct room {
+	size_t grants, windows, networks, text;
+};
+
+
+/* Once over a profile, to see that it parses and how much room it takes. */
+static bool measure(const struct grant_source *source, const char *id, size_t id_len, struct room *room)
+{
+	struct profile_cursor cursor;
+	struct profile_rule rule;
+	size_t len;
+	int rc;
+
+	if(!record__profile(source->profile, &cursor)){
+		return false;
+	}
+	while((rc = record__next_rule(&cursor, &rule)) > 0){
+		if(!fill_in(rule.topic, id, id_len, source, NULL, &len)){
+			return false;
+		}
+		room->grants++;
+		room->windows += rule.window_count;
+		room->networks += rule.network_count;
+		room->text += len + rule.id.len;
+		if(room->text > GRANTS_MAX){
+			return false;
+		}
+	}
+	return rc == 0;
+}
+
+
+enum reason decide__grants(const struct grant_source *sources, size_t source_count, const char *id, size_t id_len,
 		struct grants **out)
 {
 	struct profile_cursor cursor;
 	struct profile_rule rule;
+	struct room room = {0};
 	struct grants *grants;
+	struct grant *grant;
 	struct window *windows;
 	struct network *networks;
 	char *text;
-	size_t len, count = 0, window_count = 0, network_count = 0, text_len = 0, size, i;
-	int rc;
+	size_t size, i;
 
 	*out = NULL;
-	/* Once to see that it parses and how much room it takes, once to fill it in. */
-	if(!record__profile(profile, &cursor)){
-		return REASON_STORE;
-	}
-	while((rc = record__next_rule(&cursor, &rule)) > 0){
-		if(!fill_in(rule.topic, id, id_len, device, NULL, &len)){
-			return REASON_STORE;
-		}
-		count++;
-		window_count += rule.window_count;
-		network_count += rule.network_count;
-		text_len += len + rule.id.len;
-		if(text_len > GRANTS_MAX){
+	for(i = 0; i < source_count; i++){
+		if(!measure(&sources[i], id, id_len, &room)){
 			return REASON_STORE;
 		}
 	}
-	size = sizeof(*grants) + count * sizeof(struct grant) + window_count * sizeof(struct window)
-			+ network_count * sizeof(struct network) + text_len;
-	if(rc < 0 || size > GRANTS_MAX){
+	size = sizeof(*grants) + room.grants * sizeof(struct grant) + room.windows * sizeof(struct window)
+			+ room.networks * sizeof(struct network) + room.text;
+	if(size > GRANTS_MAX){
 		return REASON_STORE;
 	}
 	grants = malloc(size);
 	if(grants == NULL){
 		return REASON_INTERNAL;
 	}
-	grants->count = count;
-	windows = (struct window *)(void *)&grants->list[count];
-	networks = (struct network *)(void *)(windows + window_count);
-	text = (char *)(networks + network_count);
+	grants->count = room.grants;
+	grant = grants->list;
+	windows = (struct window *)(void *)&grants->list[room.grants];
+	networks = (struct network *)(void *)(windows + room.windows);
+	text = (char *)(networks + room.networks);
 
-	if(!record__profile(profile, &cursor)){
-		goto unsound;
-	}
-	for(i = 0; record__next_rule(&cursor, &rule) > 0; i++){
-		struct grant *grant = &grants->list[i];
-		unsigned int j;
-
-		grant->effect = rule.effect;
-		grant->access = rule.access;
-		grant->window_count = rule.window_count;
-		grant->windows = windows;
-		for(j = 0; j < rule.window_count; j++){
-			if(!record__window(&rule.windows, windows++)){
-				goto unsound;
-			}
-		}
-		grant->network_count = rule.network_count;
-		grant->networks = networks;
-		for(j = 0; j < rule.network_count; j++){
-			if(!record__network(&rule.networks, networks++)){
-				goto unsound;
-			}
-		}
-		grant->id = text;
-		grant->id_len = (uint8_t)rule.id.len;
-		memcpy(text, rule.id.at, rule.id.len);
-		text += rule.id.len;
-		grant->filter = text;
-		if(!fill_in(rule.topic, id, id_len, device, text, &grant->filter_len)
-				|| !topics__filter_ok(grant->filter, grant->filter_len)){
+	for(i = 0; i < source_count; i++){
+		if(!record__profile(sources[i].profile, &cursor)){
 			goto unsound;
 		}
-		text += grant->filter_len;
+		for(; record__next_rule(&cursor, &rule) > 0; grant++){
+			unsigned int j;
+
+			grant->effect = rule.effect;
+			grant->access = rule.access;
+			grant->window_count = rule.window_count;
+			grant->windows = windows;
+			for(j = 0; j < rule.window_count; j++){
+				if(!record__window(&rule.windows, windows++)){
+					goto unsound;
+				}
+			}
+			grant->network_count = rule.network_count;
+			grant->networks = networks;
+			for(j = 0; j < rule.network_count; j++){
+				if(!record__network(&rule.networks, networks++)){
+					goto unsound;
+				}
+			}
+			grant->id = text;
+			grant->id_len = (uint8_t)rule.id.len;
+			memcpy(text, rule.id.at, rule.id.len);
+			text += rule.id.len;
+			grant->filter = text;
+			if(!fill_in(rule.topic, id, id_len, &sources[i], text, &grant->filter_len)
+					|| !topics__filter_ok(grant->filter, grant->filter_len)){
+				goto unsound;
+			}
+			text += grant->filter_len;
+		}
 	}
 	*out = grants;
 	return REASON_NONE;

@@ -285,6 +285,89 @@ bool record__zone(struct slice bytes, int64_t at, int32_t *offset, int64_t *from
 }
 
 
+bool record__text(struct slice *texts, size_t width, struct slice *out)
+{
+	return take_text(texts, width, out);
+}
+
+
+/* So many texts, and where they are. */
+static bool take_texts(struct slice *bytes, size_t width, uint8_t *count, struct slice *out)
+{
+	struct slice text;
+	size_t i;
+
+	if(!take_u8(bytes, count)){
+		return false;
+	}
+	*out = *bytes;
+	for(i = 0; i < *count; i++){
+		if(!take_text(bytes, width, &text)){
+			return false;
+		}
+	}
+	out->len -= bytes->len;
+	return true;
+}
+
+
+bool record__mapping(struct slice *mappings, struct role_mapping *out)
+{
+	return take_text(mappings, 2, &out->value) && take_int(mappings, 8, &out->profile)
+			&& take_texts(mappings, 1, &out->claim_count, &out->claims);
+}
+
+
+bool record__issuer(struct slice bytes, struct issuer_record *out)
+{
+	const uint8_t known = ISSUER_AIF | ISSUER_ROLES | ISSUER_SERVICE;
+	const uint16_t algorithms = ALGORITHM_ES256 | ALGORITHM_EDDSA | ALGORITHM_RS256 | ALGORITHM_PS256;
+	struct role_mapping mapping;
+	uint8_t version;
+	uint64_t raw;
+	size_t i;
+
+	if(!take_u8(&bytes, &version) || version != 1 || !take_u8(&bytes, &out->flags) || (out->flags & ~known)
+			|| !take_int(&bytes, 2, &raw) || raw == 0 || (raw & ~(uint64_t)algorithms)
+			|| !take_u32(&bytes, &out->leeway) || out->leeway > RECORD_LEEWAY_MAX
+			|| !take_u32(&bytes, &out->longest) || out->longest == 0
+			|| !take_text(&bytes, 2, &out->iss) || out->iss.len == 0
+			|| !take_texts(&bytes, 2, &out->audience_count, &out->audiences) || out->audience_count == 0
+			|| !take_texts(&bytes, 1, &out->type_count, &out->types) || out->type_count == 0
+			|| !take_text(&bytes, 1, &out->claim) || out->claim.len == 0
+			|| !take_text(&bytes, 1, &out->prefix) || !take_text(&bytes, 1, &out->roles)
+			|| (out->roles.len > 0) != ((out->flags & ISSUER_ROLES) != 0)
+			|| !take_u8(&bytes, &out->mapping_count)){
+		return false;
+	}
+	out->algorithms = (uint16_t)raw;
+	out->mappings = bytes;
+	for(i = 0; i < out->mapping_count; i++){
+		if(!record__mapping(&bytes, &mapping)){
+			return false;
+		}
+	}
+	return bytes.len == 0;
+}
+
+
+bool record__key(struct slice bytes, struct key_record *out)
+{
+	uint8_t version;
+
+	return take_u8(&bytes, &version) && version == 1 && take_u8(&bytes, &out->algorithm)
+			&& (out->algorithm == ALGORITHM_ES256 || out->algorithm == ALGORITHM_EDDSA
+			|| out->algorithm == ALGORITHM_RS256 || out->algorithm == ALGORITHM_PS256)
+			&& take_text(&bytes, 1, &out->kid) && take_text(&bytes, 2, &out->spki) && out->spki.len > 0 && bytes.len == 0;
+}
+
+
+bool record__seconds(struct slice bytes, int64_t *out)
+{
+	return take_i64(&bytes, out) && bytes.len == 0;
+}
+
+
 bool record__change(struct slice key, struct slice value, uint64_t *sequence, uint8_t *kind, struct slice *subject)
 {
 	size_t i;

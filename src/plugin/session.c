@@ -5,7 +5,10 @@
  * A session is known by the address of the broker's client structure AND by the device's id, since such addresses are
  * used again at once. It is made when a client has proved who it is, and taken away with the DISCONNECT event, so there
  * is one for each connection at most. Checks that come later (wills, deliveries to offline sessions) find none and make
- * none. Devices live as long as they have a session.
+ * none. Devices live as long as they have a session, or have left a token.
+ *
+ * What a token permits ends with it, and its client's will and queue end with it too. So the token of a device's last session
+ * is kept when that is over, in a bounded room: where it is full, the one that lies there longest is forgotten.
  */
 #include "bednet.h"
 
@@ -74,7 +77,9 @@ bool device__read(struct store *store, struct device *device)
 		device->state = store__profile(store, record.profile, &profile);
 	}
 	if(device->state == REASON_NONE){
-		device->state = decide__grants(profile, device->id, len, &record, &grants);
+		const struct grant_source source = {profile, record.values, record.value_count};
+
+		device->state = decide__grants(&source, 1, device->id, len, &grants);
 	}
 	store__end(store);
 	device__clear(device);
@@ -172,6 +177,76 @@ static void remove_device(struct sessions *sessions, struct device *device)
 }
 
 
+static void forget_left(struct sessions *sessions, struct device *device)
+{
+	if(device->left == NULL){
+		return;
+	}
+	sessions->left_size -= device->left->size;
+	token__free(device->left);
+	device->left = NULL;
+	if(device->left_next){
+		device->left_next->left_back = device->left_back;
+	}else{
+		sessions->left_newest = device->left_back;
+	}
+	if(device->left_back){
+		device->left_back->left_next = device->left_next;
+	}else{
+		sessions->left_oldest = device->left_next;
+	}
+	device->left_next = device->left_back = NULL;
+	if(device->sessions == NULL){
+		remove_device(sessions, device);
+	}
+}
+
+
+/* The token is the device's from now on; there must not be one already. */
+static void leave(struct sessions *sessions, struct device *device, struct token *token)
+{
+	device->left = token;
+	device->left_back = sessions->left_newest;
+	if(sessions->left_newest){
+		sessions->left_newest->left_next = device;
+	}else{
+		sessions->left_oldest = device;
+	}
+	sessions->left_newest = device;
+	sessions->left_size += token->size;
+	while(sessions->left_size > SESSIONS_LEFT && sessions->left_oldest != device){
+		forget_left(sessions, sessions->left_oldest);
+	}
+}
+
+
+struct token *sessions__left(struct sessions *sessions, const char *id, bool any)
+{
+	struct device *device = find_device(sessions, id);
+	struct session *session;
+
+	if(device == NULL){
+		return NULL;
+	}
+	for(session = any ? device->sessions : NULL; session; session = session->of_device){
+		if(session->token){
+			return session->token;
+		}
+	}
+	return device->left;
+}
+
+
+static void queue_device(struct sessions *sessions, struct device *device)
+{
+	if(!device->queued){
+		device->queued = true;
+		device->next_queued = sessions->queue;
+		sessions->queue = device;
+	}
+}
+
+
 void sessions__changed(struct sessions *sessions, const char *id, size_t len)
 {
 	char text[BEDNET_ID_MAX + 1];
@@ -184,19 +259,33 @@ void sessions__changed(struct sessions *sessions, const char *id, size_t len)
 	text[len] = '\0';
 	device = find_device(sessions, text);
 	if(device){
+		struct session *session;
+
 		device->stale = true;
-		if(!device->queued){
-			device->queued = true;
-			device->next_queued = sessions->queue;
-			sessions->queue = device;
+		for(session = device->sessions; session; session = session->of_device){
+			if(session->token){
+				session->token->stale = true;
+			}
 		}
+		if(device->left){
+			device->left->stale = true;
+		}
+		queue_device(sessions, device);
 	}
+}
+
+
+void sessions__issuers_changed(struct sessions *sessions)
+{
+	sessions->token_generation++;
+	sessions->sweep = sessions->all;
 }
 
 
 void sessions__all_changed(struct sessions *sessions)
 {
 	sessions->generation++;
+	sessions->token_generation++;
 	sessions->sweep = sessions->all;
 }
 
@@ -257,6 +346,9 @@ static bool schedule(struct sessions *sessions, struct session *session)
 
 	if(session->not_after < end){
 		end = session->not_after + 1; /* its last second is one of its own */
+	}
+	if(session->token && session->token->end < end){
+		end = session->token->end;
 	}
 	if(end == session->end && (end == BEDNET_NEVER || session->heap_at)){
 		return true;
@@ -324,11 +416,19 @@ static struct session **find_link(struct sessions *sessions, const void *client)
 }
 
 
-struct session *sessions__find(struct sessions *sessions, const void *client, const char *id)
+struct session *sessions__of(struct sessions *sessions, const void *client)
 {
 	struct session **link = find_link(sessions, client);
 
-	return link && strcmp((*link)->device->id, id) == 0 ? *link : NULL;
+	return link ? *link : NULL;
+}
+
+
+struct session *sessions__find(struct sessions *sessions, const void *client, const char *id)
+{
+	struct session *session = sessions__of(sessions, client);
+
+	return session && strcmp(session->device->id, id) == 0 ? session : NULL;
 }
 
 
@@ -384,10 +484,31 @@ void sessions__remove(struct sessions *sessions, const void *client)
 	}else{
 		session->device->sessions = session->of_device;
 	}
-	if(session->device->sessions == NULL){
+	if(session->device->sessions == NULL && session->device->left == NULL){
 		remove_device(sessions, session->device);
 	}
+	challenge__free(session->challenge);
+	token__free(session->token);
 	free(session);
+}
+
+
+void sessions__leave(struct sessions *sessions, const void *client)
+{
+	struct session *session = sessions__of(sessions, client);
+	struct device *device = session ? session->device : NULL;
+	struct token *token;
+
+	/* Of two sessions the one that took over counts; and who never came has left nothing. */
+	if(session && !session->pending && device->sessions == session && session->of_device == NULL){
+		token = session->token;
+		session->token = NULL;
+		forget_left(sessions, device);
+		if(token){
+			leave(sessions, device, token);
+		}
+	}
+	sessions__remove(sessions, client);
 }
 
 
@@ -479,9 +600,48 @@ struct session *sessions__add(struct sessions *sessions, const void *client, con
 }
 
 
+void sessions__authorise(struct session *session, struct token *token)
+{
+	token__free(session->token);
+	session->token = token;
+}
+
+
+void sessions__break(struct sessions *sessions, struct session *session, enum reason why)
+{
+	session->broken = why;
+	queue_device(sessions, session->device);
+}
+
+
+enum reason sessions__token(struct sessions *sessions, struct token *token, const char *id, int64_t now)
+{
+	struct token_question question = {.store = sessions->store, .audience = sessions->audience, .now = now};
+
+	if((token->stale || token->generation != sessions->token_generation) && store__begin(sessions->store)){
+		token->state = token__check(token, &question);
+		store__end(sessions->store);
+		if(token->state == REASON_NONE && strcmp(token->id, id) != 0){
+			token->state = REASON_TOKEN_CLAIMS;
+		}
+		/* What had no memory is tried again with the next question. */
+		token->stale = token->state == REASON_INTERNAL;
+		token->generation = sessions->token_generation;
+	}
+	return token->state;
+}
+
+
+const struct grants *session__grants(const struct session *session)
+{
+	return session->token && session->token->made ? session->token->grants : session->device->grants;
+}
+
+
 enum reason sessions__check(struct sessions *sessions, struct session *session, int64_t now)
 {
 	struct device *device = session->device;
+	enum reason reason;
 
 	if(device->stale || device->generation != sessions->generation){
 		/* What could not be read is tried again with the next question. */
@@ -497,17 +657,31 @@ enum reason sessions__check(struct sessions *sessions, struct session *session, 
 			session->generation = sessions->generation;
 		}
 	}
-	if(device->state != REASON_NONE){
-		return device->state;
+	if(session->broken != REASON_NONE){
+		return session->broken;
 	}
-	if(!(device->flags & (uint8_t)session->method)){
-		return REASON_METHOD;
+	if(session->token){
+		reason = sessions__token(sessions, session->token, device->id, now);
+		if(reason != REASON_NONE){
+			return reason;
+		}
+	}
+	if(!session->token || !session->token->made){
+		if(device->state != REASON_NONE){
+			return device->state;
+		}
+		if(!(device->flags & (uint8_t)session->method)){
+			return REASON_METHOD;
+		}
 	}
 	if(!schedule(sessions, session)){
 		return REASON_INTERNAL;
 	}
 	if(now >= device->until){
 		return REASON_UNTIL;
+	}
+	if(session->token && now >= session->token->end){
+		return REASON_TOKEN_EXPIRED;
 	}
 	if(session->serial_state != REASON_NONE){
 		return session->serial_state;
@@ -565,6 +739,9 @@ void sessions__free(struct sessions *sessions)
 {
 	while(sessions->all){
 		sessions__remove(sessions, sessions->all->client);
+	}
+	while(sessions->left_oldest){
+		forget_left(sessions, sessions->left_oldest);
 	}
 	free(sessions->table);
 	free(sessions->devices);

@@ -15,10 +15,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define DATABASES 6
+#include <openssl/evp.h>
+
+#define DATABASES 10
 #define CHANGES_MAX 4096 /* read at once; more of them count as one "everything" */
 
-enum { CHANGE_DEVICE = 1 };
+enum { CHANGE_DEVICE = 1, CHANGE_ISSUER = 5, CHANGE_TOKEN = 6, CHANGE_CUTOFF = 7 };
+
+#define TOKEN_KEY 16 /* bytes: what stands for a token that is revoked */
 
 
 static MDB_val val(const void *data, size_t len)
@@ -68,6 +72,7 @@ bool store__open(struct store *store, const char *path, char *why, size_t why_le
 	} databases[DATABASES] = {
 		{"meta", &store->meta}, {"devices", &store->devices}, {"profiles", &store->profiles},
 		{"zones", &store->zones}, {"revoked", &store->revoked}, {"changes", &store->changes},
+		{"issuers", &store->issuers}, {"keys", &store->keys}, {"tokens", &store->tokens}, {"cutoffs", &store->cutoffs},
 	};
 	struct meta_record meta;
 	struct stat file;
@@ -99,8 +104,8 @@ bool store__open(struct store *store, const char *path, char *why, size_t why_le
 		goto failed;
 	}
 	rc = mdb_txn_begin(store->env, NULL, MDB_RDONLY, &store->txn);
-	for(i = 0; rc == 0 && i < DATABASES; i++){
-		rc = mdb_dbi_open(store->txn, databases[i].name, 0, databases[i].dbi);
+	if(rc == 0){
+		rc = mdb_dbi_open(store->txn, databases[0].name, 0, databases[0].dbi);
 	}
 	if(rc != 0){
 		snprintf(why, why_len, "the store in '%s' cannot be read: %s", path, mdb_strerror(rc));
@@ -113,6 +118,13 @@ bool store__open(struct store *store, const char *path, char *why, size_t why_le
 	if(meta.layout != RECORD_LAYOUT){
 		snprintf(why, why_len, "the store in '%s' has layout %lu, and this plugin reads layout %d; install the plugin and "
 				"bednet-store of one release", path, (unsigned long)meta.layout, RECORD_LAYOUT);
+		goto failed;
+	}
+	for(i = 1; rc == 0 && i < DATABASES; i++){
+		rc = mdb_dbi_open(store->txn, databases[i].name, 0, databases[i].dbi);
+	}
+	if(rc != 0){
+		snprintf(why, why_len, "the store in '%s' cannot be read: %s", path, mdb_strerror(rc));
 		goto failed;
 	}
 	store->seen_txn = mdb_txn_id(store->txn);
@@ -207,11 +219,18 @@ static bool read_changes(struct store *store, uint64_t last, const struct change
 	key = val(next, sizeof(next));
 	rc = mdb_cursor_get(cursor, &key, &value, MDB_SET_RANGE);
 	for(; expected <= last; expected++){
-		if(rc != 0 || !record__change(slice(key), slice(value), &sequence, &kind, &subject) || sequence != expected
-				|| kind != CHANGE_DEVICE){
+		if(rc != 0 || !record__change(slice(key), slice(value), &sequence, &kind, &subject) || sequence != expected){
 			goto done;
 		}
-		sink->device(sink->context, (const char *)subject.at, subject.len);
+		if(kind == CHANGE_ISSUER){
+			sink->issuers(sink->context);
+		}else if(kind == CHANGE_DEVICE || kind == CHANGE_CUTOFF){
+			sink->device(sink->context, (const char *)subject.at, subject.len);
+		}else if(kind == CHANGE_TOKEN && subject.len > TOKEN_KEY){
+			sink->device(sink->context, (const char *)subject.at + TOKEN_KEY, subject.len - TOKEN_KEY);
+		}else{
+			goto done;
+		}
 		rc = mdb_cursor_get(cursor, &key, &value, MDB_NEXT);
 	}
 	complete = true;
@@ -254,20 +273,27 @@ bool store__refresh(struct store *store, const struct change_sink *sink)
 }
 
 
-static enum reason get(struct store *store, MDB_dbi dbi, const void *key, size_t len, enum reason absent,
-		struct slice *out)
+static int find(struct store *store, MDB_dbi dbi, const void *key, size_t len, struct slice *out)
 {
 	MDB_val wanted = val(key, len), value;
 	int rc = mdb_get(store->txn, dbi, &wanted, &value);
 
+	if(rc == 0){
+		*out = slice(value);
+	}
+	return rc;
+}
+
+
+static enum reason get(struct store *store, MDB_dbi dbi, const void *key, size_t len, enum reason absent,
+		struct slice *out)
+{
+	int rc = find(store, dbi, key, len, out);
+
 	if(rc == MDB_NOTFOUND){
 		return absent;
 	}
-	if(rc != 0){
-		return REASON_STORE;
-	}
-	*out = slice(value);
-	return REASON_NONE;
+	return rc == 0 ? REASON_NONE : REASON_STORE;
 }
 
 
@@ -305,6 +331,91 @@ enum reason store__serial(struct store *store, const uint8_t *serial, size_t len
 		return REASON_CERTIFICATE_REVOKED;
 	}
 	return reason == REASON_CERTIFICATE_REVOKED ? REASON_NONE : reason;
+}
+
+
+enum reason store__issuer(struct store *store, const char *iss, size_t len, uint8_t key[STORE_ISSUER_KEY],
+		struct issuer_record *out)
+{
+	uint8_t digest[EVP_MAX_MD_SIZE];
+	struct slice bytes;
+	enum reason reason;
+
+	if(EVP_Digest(iss, len, digest, NULL, EVP_sha256(), NULL) != 1){
+		return REASON_INTERNAL;
+	}
+	memcpy(key, digest, STORE_ISSUER_KEY);
+	reason = get(store, store->issuers, key, STORE_ISSUER_KEY, REASON_TOKEN_ISSUER, &bytes);
+	if(reason == REASON_NONE && !record__issuer(bytes, out)){
+		reason = REASON_STORE;
+	}
+	if(reason == REASON_NONE && (out->iss.len != len || memcmp(out->iss.at, iss, len) != 0)){
+		reason = REASON_TOKEN_ISSUER;
+	}
+	return reason;
+}
+
+
+enum reason store__key(struct store *store, const uint8_t issuer[STORE_ISSUER_KEY], const char *kid, size_t len,
+		struct key_record *out)
+{
+	uint8_t digest[EVP_MAX_MD_SIZE], key[2 * STORE_ISSUER_KEY];
+	struct slice bytes;
+	enum reason reason;
+
+	if(EVP_Digest(kid, len, digest, NULL, EVP_sha256(), NULL) != 1){
+		return REASON_INTERNAL;
+	}
+	memcpy(key, issuer, STORE_ISSUER_KEY);
+	memcpy(key + STORE_ISSUER_KEY, digest, sizeof(key) - STORE_ISSUER_KEY);
+	reason = get(store, store->keys, key, sizeof(key), REASON_TOKEN_KEY, &bytes);
+	if(reason == REASON_NONE && !record__key(bytes, out)){
+		reason = REASON_STORE;
+	}
+	if(reason == REASON_NONE && (out->kid.len != len || memcmp(out->kid.at, kid, len) != 0)){
+		reason = REASON_TOKEN_KEY;
+	}
+	return reason;
+}
+
+
+enum reason store__token(struct store *store, const char *iss, const char *jti, const char *id, int64_t issued)
+{
+	uint8_t digest[EVP_MAX_MD_SIZE];
+	EVP_MD_CTX *context;
+	struct slice bytes;
+	int64_t until;
+	bool made;
+	int rc;
+
+	rc = find(store, store->cutoffs, id, strlen(id), &bytes);
+	if(rc == 0){
+		if(!record__seconds(bytes, &until)){
+			return REASON_STORE;
+		}
+		if(issued <= until){
+			return REASON_TOKEN_REVOKED;
+		}
+	}else if(rc != MDB_NOTFOUND){
+		return REASON_STORE;
+	}
+	if(jti == NULL){
+		return REASON_NONE;
+	}
+	context = EVP_MD_CTX_new();
+	made = context && EVP_DigestInit_ex(context, EVP_sha256(), NULL) == 1
+			&& EVP_DigestUpdate(context, iss, strlen(iss) + 1) == 1 /* with its NUL */
+			&& EVP_DigestUpdate(context, jti, strlen(jti)) == 1 && EVP_DigestFinal_ex(context, digest, NULL) == 1;
+	EVP_MD_CTX_free(context);
+	if(!made){
+		return REASON_INTERNAL;
+	}
+	/* Listed at all is revoked, whatever the record says. */
+	rc = find(store, store->tokens, digest, TOKEN_KEY, &bytes);
+	if(rc != MDB_NOTFOUND){
+		return rc == 0 ? REASON_TOKEN_REVOKED : REASON_STORE;
+	}
+	return REASON_NONE;
 }
 
 

@@ -93,7 +93,7 @@ def _other_magic(folder: Path) -> None:
 
 def _other_layout(folder: Path) -> None:
     meta = read(folder, b"meta", b"meta")
-    write(folder, b"meta", b"meta", meta[:8] + struct.pack("<I", 1) + meta[12:])
+    write(folder, b"meta", b"meta", meta[:8] + struct.pack("<I", LAYOUT) + meta[12:])
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_another_layout_leaves_what_was_read_and_grants_nothing_new(
         gateway.refused(authority.device("temp-2").credentials, client_id="temp-2")
         gateway.audited(reason="store", device="temp-2")
         meta = read(site.folder, b"meta", b"meta")
-        write(site.folder, b"meta", b"meta", meta[:8] + struct.pack("<I", 2) + meta[12:])
+        write(site.folder, b"meta", b"meta", meta[:8] + struct.pack("<I", LAYOUT + 1) + meta[12:])
         gateway.admitted(authority.device("temp-2").credentials, client_id="temp-2")
         assert session.publish("sensors/temp-1/t", b"1").granted
 

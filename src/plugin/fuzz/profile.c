@@ -19,13 +19,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static const char *const topics[] = {"sensors/temp-1/t", "a", "/", "$SYS/x", "halls/hall-1"};
 	static const char *const filters[] = {"#", "sensors/+/t", "$share/g/sensors/#", "+/+", "$share/g"};
-	struct device_record device = {.value_count = 2, .values = {{(const uint8_t *)"hall-1", 6}, {(const uint8_t *)"1", 1}}};
+	static const struct slice values[] = {{(const uint8_t *)"hall-1", 6}, {(const uint8_t *)"1", 1}};
+	const struct grant_source source = {{data, size}, values, 2};
 	struct moment moments[] = {{.has_time = true, .now = 1732492800, .family = 4, .address = {10, 20, 1, 5}},
 			{.has_time = true, .now = -1, .family = 6, .address = {0x20, 1}}, {.has_time = false}};
 	struct grants *grants;
 	size_t i, j;
 
-	if(decide__grants((struct slice){data, size}, "temp-1", 6, &device, &grants) != REASON_NONE){
+	if(decide__grants(&source, 1, "temp-1", 6, &grants) != REASON_NONE){
 		MUST(grants == NULL);
 		return 0;
 	}

@@ -57,7 +57,7 @@ void judge_close(struct store *store)
 int judge_decide(struct store *store, const char *id, int access, const char *topic, size_t len, int has_time,
 		int64_t now, const char *address, char rule[UINT8_MAX + 1])
 {
-	const struct change_sink sink = {ignore_device, ignore_all, NULL};
+	const struct change_sink sink = {ignore_device, ignore_all, ignore_all, NULL};
 	struct device device = {.until = BEDNET_NEVER};
 	struct moment moment = {.has_time = has_time != 0, .now = now};
 	struct decision decision = {REASON_NONE, NULL};

@@ -230,7 +230,7 @@ static void write_commit(struct writer *writer)
 	struct bytes meta = {.len = 0};
 
 	put(&meta, "BEDNETST", 8);
-	put_int(&meta, 1, 4);
+	put_int(&meta, RECORD_LAYOUT, 4);
 	put_int(&meta, 0, 4);
 	put_int(&meta, writer->change, 8);
 	put_int(&meta, 1, 8);
@@ -264,6 +264,16 @@ static void remove_store(void)
 }
 
 
+static void write_issuers(struct writer *writer)
+{
+	/* What a store that never had an issuer has. */
+	write_record(writer, "issuers", "nobody's", 8, "x", 1);
+	write_record(writer, "keys", "nobody's", 8, "x", 1);
+	write_record(writer, "tokens", "x", 1, "x", 1);
+	write_record(writer, "cutoffs", "x", 1, "x", 1);
+}
+
+
 /* A store with temp-1 to temp-3. LMDB must not open one environment twice in a process: the writer is another one. */
 static struct writer write_store(void)
 {
@@ -277,13 +287,14 @@ static struct writer write_store(void)
 	strcpy(folder + strlen(folder) - 6, "XXXXXX");
 	CHECK(mkdtemp(folder));
 	CHECK(mdb_env_create(&writer.env) == 0);
-	CHECK(mdb_env_set_maxdbs(writer.env, 6) == 0);
+	CHECK(mdb_env_set_maxdbs(writer.env, 10) == 0);
 	CHECK(mdb_env_open(writer.env, folder, MDB_NOSYNC | MDB_NOTLS, 0600) == 0);
 	write_begin(&writer);
 	put_int(&key, 7, 8);
 	write_record(&writer, "profiles", key.at, key.len, profile.at, profile.len);
 	write_record(&writer, "zones", "zone", 4, "x", 1);
 	write_record(&writer, "revoked", "\x01\x02", 2, "\x01", 1);
+	write_issuers(&writer);
 	write_device(&writer, "temp-1", FLAG_CERTIFICATE | FLAG_PASSWORD | FLAG_PSK, 0);
 	write_device(&writer, "temp-2", FLAG_CERTIFICATE, 2000);
 	write_device(&writer, "temp-3", FLAG_PSK, 0);
@@ -341,6 +352,14 @@ static void test_shared_subscriptions(void)
 }
 
 
+static enum reason grants_of(struct slice profile, const struct device_record *record, struct grants **out)
+{
+	const struct grant_source source = {profile, record->values, record->value_count};
+
+	return decide__grants(&source, 1, "temp-1", 6, out);
+}
+
+
 /* Each record, cut short anywhere, or with a byte too many, does not parse; copies on the heap let the sanitizer see. */
 static void test_cut_records_do_not_parse(void)
 {
@@ -369,7 +388,7 @@ static void test_cut_records_do_not_parse(void)
 		uint8_t *copy = calloc(1, len + 1);
 
 		memcpy(copy, profile.at, len < profile.len ? len : profile.len);
-		CHECK((decide__grants((struct slice){copy, len}, "temp-1", 6, &plain, &grants) == REASON_NONE)
+		CHECK((grants_of((struct slice){copy, len}, &plain, &grants) == REASON_NONE)
 				== (len == profile.len));
 		free(grants);
 		free(copy);
@@ -404,14 +423,14 @@ static void test_a_placeholder_without_a_value_is_unsound(void)
 	struct bytes profile = a_profile(&rule, 1);
 	struct grants *grants;
 
-	CHECK(decide__grants(slice_of(&profile), "temp-1", 6, &record, &grants) == REASON_STORE);
+	CHECK(grants_of(slice_of(&profile), &record, &grants) == REASON_STORE);
 	CHECK(grants == NULL);
 	rule.topic_len = 3; /* the placeholder's number is missing */
 	profile = a_profile(&rule, 1);
-	CHECK(decide__grants(slice_of(&profile), "temp-1", 6, &record, &grants) == REASON_STORE);
+	CHECK(grants_of(slice_of(&profile), &record, &grants) == REASON_STORE);
 	rule = (struct a_rule)RULE("r", EFFECT_ALLOW, 1, "a/#/b");
 	profile = a_profile(&rule, 1);
-	CHECK(decide__grants(slice_of(&profile), "temp-1", 6, &record, &grants) == REASON_STORE);
+	CHECK(grants_of(slice_of(&profile), &record, &grants) == REASON_STORE);
 }
 
 
@@ -442,7 +461,7 @@ static enum reason ask(const struct a_rule *rules, size_t count, enum access acc
 	struct grants *grants;
 	struct decision decision;
 
-	CHECK(decide__grants(slice_of(&profile), "temp-1", 6, &record, &grants) == REASON_NONE);
+	CHECK(grants_of(slice_of(&profile), &record, &grants) == REASON_NONE);
 	decision = decide__by(grants, access, topic, strlen(topic), moment, zones, context);
 	free(grants);
 	return decision.reason;
@@ -697,6 +716,12 @@ static void sink_device(void *context, const char *id, size_t len)
 }
 
 
+static void sink_issuers(void *context)
+{
+	sessions__issuers_changed(context);
+}
+
+
 static void sink_all(void *context)
 {
 	sessions__all_changed(context);
@@ -708,7 +733,7 @@ static void test_sessions(void)
 	struct writer writer = write_store();
 	struct store store;
 	struct sessions sessions;
-	struct change_sink sink = {sink_device, sink_all, &sessions};
+	struct change_sink sink = {sink_device, sink_issuers, sink_all, &sessions};
 	struct moment from = {.family = 4};
 	struct certificate certificate = {.id = "temp-1", .serial = {9}, .serial_len = 1, .not_after = 1500};
 	struct session *session;
@@ -812,7 +837,7 @@ static void test_sessions(void)
 static bool live(struct store *store, struct writer *writer)
 {
 	struct sessions sessions;
-	struct change_sink sink = {sink_device, sink_all, &sessions};
+	struct change_sink sink = {sink_device, sink_issuers, sink_all, &sessions};
 	struct moment from = {.family = 4};
 	struct certificate certificate = {.id = "temp-1", .serial = {9}, .serial_len = 1, .not_after = 1500};
 	struct device device = {.id = "temp-1"};

@@ -1,0 +1,852 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Access tokens: JSON Web Tokens (RFC 7519) in the form of RFC 9068, signed (RFC 7515), and bound to their owner's key
+ * (RFC 7800, RFC 8705). A token is parsed strictly and within bounds, then held against what the store says of its issuer.
+ *
+ * Whatever costs little is looked at first, and the signature, 0.1 ms of the broker's only thread, last: most bad tokens
+ * never get so far. Which algorithm checks it is said by the key in the store; the token's own word has only to agree.
+ * A header's jku, jwk, x5u and x5c are not even read.
+ */
+#include "bednet.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include <jansson.h>
+
+#include <openssl/crypto.h>
+#include <openssl/ecdsa.h>
+#include <openssl/rsa.h>
+
+#define DEPTH_MAX 8 /* of objects and arrays in one another */
+#define SIGNATURE_MAX 1024 /* bytes: RSA with 8192 bits */
+#define TIME_MAX ((int64_t)1 << 53) /* seconds: what a JSON number says exactly */
+#define RSA_BITS_MIN 2048
+#define RSA_BITS_MAX 8192
+#define ROLES_MAX 16 /* of one token that mean something here */
+#define VALUES_MAX 255 /* of their placeholders, together */
+#define VALUE_MAX 255 /* bytes */
+#define ES256_HALF 32 /* bytes of r, of s; of x, of y */
+#define RESERVED "bednet-" /* no device of another issuer begins so */
+
+struct header {
+	uint8_t algorithm; /* 0 for one that is none of ours */
+	const char *typ, *kid; /* "" where there is none; they live as long as the JSON */
+};
+
+struct times {
+	int64_t exp, nbf, iat;
+};
+
+
+/* ---- bytes and JSON ---- */
+
+bool token__decode(const char *text, size_t len, uint8_t *out, size_t *out_len)
+{
+	uint32_t bits = 0;
+	size_t i, written = 0;
+
+	if(len % 4 == 1){
+		return false;
+	}
+	for(i = 0; i < len; i++){
+		const char c = text[i];
+		uint32_t value;
+
+		if(c >= 'A' && c <= 'Z'){
+			value = (uint32_t)(c - 'A');
+		}else if(c >= 'a' && c <= 'z'){
+			value = (uint32_t)(c - 'a') + 26;
+		}else if(c >= '0' && c <= '9'){
+			value = (uint32_t)(c - '0') + 52;
+		}else if(c == '-' || c == '_'){
+			value = c == '-' ? 62 : 63;
+		}else{
+			return false;
+		}
+		bits = bits << 6 | value;
+		if(i % 4 != 0){
+			out[written++] = (uint8_t)(bits >> (6 - 2 * (i % 4)));
+		}
+	}
+	*out_len = written;
+	/* What is left over of the last character is zero, so that nothing can be written in two ways. */
+	return len % 4 == 0 || (bits & (len % 4 == 2 ? 0x0Fu : 0x03u)) == 0;
+}
+
+
+/* Deep nesting would be deep recursion in the parser. */
+static bool is_shallow(struct slice text)
+{
+	unsigned int depth = 0;
+	bool in_string = false;
+	size_t i;
+
+	for(i = 0; i < text.len; i++){
+		const uint8_t c = text.at[i];
+
+		if(in_string){
+			if(c == '\\'){
+				i++;
+			}else if(c == '"'){
+				in_string = false;
+			}
+		}else if(c == '"'){
+			in_string = true;
+		}else if(c == '{' || c == '['){
+			if(++depth > DEPTH_MAX){
+				return false;
+			}
+		}else if((c == '}' || c == ']') && depth > 0){
+			depth--;
+		}
+	}
+	return true;
+}
+
+
+/* NULL when it is none: not UTF-8, a name twice in one object, a NUL, more behind it. *reason is set then. */
+static json_t *parse(struct slice text, enum reason malformed, enum reason *reason)
+{
+	json_error_t error;
+	json_t *json;
+
+	*reason = malformed;
+	if(!is_shallow(text)){
+		return NULL;
+	}
+	json = json_loadb((const char *)text.at, text.len, JSON_REJECT_DUPLICATES, &error);
+	if(json){
+		*reason = REASON_NONE;
+	}else if(json_error_code(&error) == json_error_out_of_memory){
+		*reason = REASON_INTERNAL;
+	}
+	return json;
+}
+
+
+/* What a dotted path leads to, or NULL. A name that has dots itself, as those of some providers have, is found as well. */
+static json_t *member(json_t *object, struct slice path)
+{
+	const uint8_t *dot;
+	json_t *found;
+
+	while(json_is_object(object)){
+		found = json_object_getn(object, (const char *)path.at, path.len);
+		dot = found ? NULL : memchr(path.at, '.', path.len);
+		if(dot == NULL){
+			return found;
+		}
+		object = json_object_getn(object, (const char *)path.at, (size_t)(dot - path.at));
+		path.len -= (size_t)(dot + 1 - path.at);
+		path.at = dot + 1;
+	}
+	return NULL;
+}
+
+
+static bool is_text(const json_t *json, struct slice text)
+{
+	return json_is_string(json) && json_string_length(json) == text.len
+			&& memcmp(json_string_value(json), text.at, text.len) == 0;
+}
+
+
+/* A text, or a list of texts of which one is it (RFC 7519, 4.1.3). */
+static bool has_text(const json_t *json, struct slice text)
+{
+	size_t i;
+
+	for(i = 0; json_is_array(json) && i < json_array_size(json); i++){
+		if(is_text(json_array_get(json, i), text)){
+			return true;
+		}
+	}
+	return is_text(json, text);
+}
+
+
+/* A NumericDate (RFC 7519, 2), which may have a fraction: cut off, or rounded `up`. */
+static bool seconds(const json_t *json, bool up, int64_t *out)
+{
+	if(json_is_integer(json)){
+		*out = json_integer_value(json);
+	}else if(json_is_real(json) && json_real_value(json) >= 0 && json_real_value(json) <= (double)TIME_MAX){
+		*out = (int64_t)json_real_value(json);
+		*out += up && (double)*out < json_real_value(json);
+	}else{
+		return false;
+	}
+	return *out >= 0 && *out <= TIME_MAX;
+}
+
+
+/* ---- the parts of a token ---- */
+
+bool token__is(const char *text, size_t len)
+{
+	size_t i, dots = 0;
+
+	if(len < 3 || memcmp(text, "eyJ", 3) != 0){ /* {" */
+		return false;
+	}
+	for(i = 0; i < len; i++){
+		dots += text[i] == '.';
+	}
+	return dots == 2;
+}
+
+
+struct token *token__read(const char *text, size_t len, enum reason *reason)
+{
+	const char *first = len ? memchr(text, '.', len) : NULL, *second, *end = text + len;
+	struct token *token;
+	uint8_t *at;
+
+	*reason = REASON_TOKEN_MALFORMED;
+	second = first ? memchr(first + 1, '.', (size_t)(end - first - 1)) : NULL;
+	if(len > TOKEN_MAX || second == NULL || memchr(second + 1, '.', (size_t)(end - second - 1))){
+		return NULL;
+	}
+	token = calloc(1, sizeof(*token) + len);
+	if(token == NULL){
+		*reason = REASON_INTERNAL;
+		return NULL;
+	}
+	token->size = sizeof(*token) + 4 * len;
+	token->signed_part = (struct slice){(const uint8_t *)text, (size_t)(second - text)};
+	at = (uint8_t *)(token + 1);
+	token->header.at = at;
+	if(!token__decode(text, (size_t)(first - text), at, &token->header.len)){
+		goto malformed;
+	}
+	at += token->header.len;
+	token->payload.at = at;
+	if(!token__decode(first + 1, (size_t)(second - first - 1), at, &token->payload.len)){
+		goto malformed;
+	}
+	at += token->payload.len;
+	token->signature.at = at;
+	if(!token__decode(second + 1, (size_t)(end - second - 1), at, &token->signature.len)
+			|| token->signature.len > SIGNATURE_MAX){
+		goto malformed;
+	}
+	*reason = REASON_NONE;
+	return token;
+
+malformed:
+	token__free(token);
+	return NULL;
+}
+
+
+static void drop_rights(struct token *token)
+{
+	free(token->permissions);
+	free(token->grants);
+	token->permissions = NULL;
+	token->permission_count = 0;
+	token->grants = NULL;
+	token->limited = token->made = false;
+}
+
+
+void token__free(struct token *token)
+{
+	if(token == NULL){
+		return;
+	}
+	drop_rights(token);
+	EVP_PKEY_free(token->proof);
+	OPENSSL_cleanse(token, sizeof(*token) + token->header.len + token->payload.len + token->signature.len);
+	free(token);
+}
+
+
+static enum reason read_header(json_t *json, struct header *out)
+{
+	static const struct {
+		const char *name;
+		uint8_t algorithm;
+	} known[] = {
+		{"ES256", ALGORITHM_ES256}, {"EdDSA", ALGORITHM_EDDSA}, {"Ed25519", ALGORITHM_EDDSA}, /* RFC 9864 */
+		{"RS256", ALGORITHM_RS256}, {"PS256", ALGORITHM_PS256},
+	};
+	const json_t *alg = json_object_get(json, "alg"), *typ = json_object_get(json, "typ");
+	const json_t *kid = json_object_get(json, "kid");
+	size_t i;
+
+	/* There is no extension that we know: whatever is critical, we must not go on (RFC 7515, 4.1.11). */
+	if(!json_is_object(json) || !json_is_string(alg) || (typ && !json_is_string(typ)) || (kid && !json_is_string(kid))
+			|| json_object_get(json, "crit")){
+		return REASON_TOKEN_MALFORMED;
+	}
+	out->typ = typ ? json_string_value(typ) : "";
+	out->kid = kid ? json_string_value(kid) : "";
+	out->algorithm = 0;
+	for(i = 0; i < sizeof(known) / sizeof(known[0]); i++){
+		if(strcmp(json_string_value(alg), known[i].name) == 0){
+			out->algorithm = known[i].algorithm;
+		}
+	}
+	return out->algorithm ? REASON_NONE : REASON_TOKEN_ALGORITHM;
+}
+
+
+/* RFC 7515, 4.1.9: "application/" may be left out, and case does not matter. */
+static bool type_ok(const char *typ, const struct issuer_record *issuer)
+{
+	static const char prefix[] = "application/";
+	struct slice rest = issuer->types, type;
+	size_t i;
+
+	if(strncasecmp(typ, prefix, sizeof(prefix) - 1) == 0){
+		typ += sizeof(prefix) - 1;
+	}
+	for(i = 0; i < issuer->type_count && record__text(&rest, 1, &type); i++){
+		if(strlen(typ) == type.len && strncasecmp(typ, (const char *)type.at, type.len) == 0){
+			return true;
+		}
+	}
+	return false;
+}
+
+
+static bool audience_ok(const json_t *aud, const struct issuer_record *issuer, const char *own)
+{
+	struct slice rest = issuer->audiences, audience;
+	size_t i;
+
+	for(i = 0; i < issuer->audience_count && record__text(&rest, 2, &audience); i++){
+		if(has_text(aud, audience)){
+			return true;
+		}
+	}
+	return own && has_text(aud, (struct slice){(const uint8_t *)own, strlen(own)});
+}
+
+
+static enum reason check_times(json_t *claims, const struct issuer_record *issuer, int64_t now, struct times *out)
+{
+	const json_t *nbf = json_object_get(claims, "nbf");
+
+	out->nbf = 0;
+	if(!seconds(json_object_get(claims, "exp"), false, &out->exp)
+			|| !seconds(json_object_get(claims, "iat"), false, &out->iat) || (nbf && !seconds(nbf, true, &out->nbf))){
+		return REASON_TOKEN_CLAIMS;
+	}
+	if(now >= out->exp + issuer->leeway){
+		return REASON_TOKEN_EXPIRED;
+	}
+	if(now + issuer->leeway < out->nbf || now + issuer->leeway < out->iat){
+		return REASON_TOKEN_EARLY;
+	}
+	return out->exp - out->iat > issuer->longest ? REASON_TOKEN_LIFETIME : REASON_NONE;
+}
+
+
+static bool read_id(json_t *claims, const struct issuer_record *issuer, char out[BEDNET_ID_MAX + 1])
+{
+	const json_t *claim = member(claims, issuer->claim);
+	size_t len = json_string_length(claim);
+
+	if(!json_is_string(claim) || len > BEDNET_ID_MAX || issuer->prefix.len > BEDNET_ID_MAX - len){
+		return false;
+	}
+	memcpy(out, issuer->prefix.at, issuer->prefix.len);
+	memcpy(out + issuer->prefix.len, json_string_value(claim), len);
+	len += issuer->prefix.len;
+	out[len] = '\0';
+	return record__id_ok(out, len);
+}
+
+
+/* ---- whose it is: cnf ---- */
+
+/* Bytes of a member in base64url, of which there must be `size`. */
+static bool bytes_of(const json_t *object, const char *name, size_t size, uint8_t *out)
+{
+	const json_t *json = json_object_get(object, name);
+	size_t len = 0;
+
+	return json_is_string(json) && json_string_length(json) == (size * 4 + 2) / 3
+			&& token__decode(json_string_value(json), json_string_length(json), out, &len) && len == size;
+}
+
+
+/* A public key (RFC 7517): P-256 or Ed25519; NULL for anything else. A symmetric one has no place in a token that is not
+ * encrypted (RFC 7800, 3.2). */
+static EVP_PKEY *read_jwk(const json_t *jwk)
+{
+	static const uint8_t point[] = { /* RFC 5480, 2.1.1.1: a SubjectPublicKeyInfo up to the point's x */
+		0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
+		0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00, 0x04
+	};
+	const char *kty = json_string_value(json_object_get(jwk, "kty")), *crv = json_string_value(json_object_get(jwk, "crv"));
+	uint8_t spki[sizeof(point) + 2 * ES256_HALF];
+	const uint8_t *at = spki;
+
+	if(kty == NULL || crv == NULL || json_object_get(jwk, "d")){
+		return NULL;
+	}
+	if(strcmp(kty, "EC") == 0 && strcmp(crv, "P-256") == 0){
+		memcpy(spki, point, sizeof(point));
+		return bytes_of(jwk, "x", ES256_HALF, spki + sizeof(point))
+				&& bytes_of(jwk, "y", ES256_HALF, spki + sizeof(point) + ES256_HALF)
+				? d2i_PUBKEY(NULL, &at, sizeof(spki)) : NULL;
+	}
+	if(strcmp(kty, "OKP") == 0 && strcmp(crv, "Ed25519") == 0 && bytes_of(jwk, "x", 32, spki)){
+		return EVP_PKEY_new_raw_public_key(EVP_PKEY_ED25519, NULL, spki, 32);
+	}
+	return NULL;
+}
+
+
+/* A token without cnf is anybody's who has it. What binds it in a way that is not known here makes it nobody's. */
+static enum reason check_binding(struct token *token, json_t *claims, const struct token_question *question)
+{
+	json_t *cnf = json_object_get(claims, "cnf"), *jwk = json_object_get(cnf, "jwk");
+	const bool by_certificate = json_object_get(cnf, "x5t#S256") != NULL;
+	uint8_t thumbprint[TOKEN_THUMBPRINT];
+
+	if(cnf == NULL){
+		return question->proves ? REASON_TOKEN_BINDING : REASON_NONE;
+	}
+	if(!json_is_object(cnf) || json_object_size(cnf) != (size_t)by_certificate + (jwk != NULL)
+			|| json_object_size(cnf) == 0){
+		return REASON_TOKEN_BINDING;
+	}
+	if(by_certificate && (question->thumbprint == NULL || !bytes_of(cnf, "x5t#S256", sizeof(thumbprint), thumbprint)
+			|| CRYPTO_memcmp(thumbprint, question->thumbprint, sizeof(thumbprint)) != 0)){
+		return REASON_TOKEN_BINDING;
+	}
+	if(jwk){
+		if(!question->proves){
+			return REASON_TOKEN_BINDING;
+		}
+		EVP_PKEY_free(token->proof);
+		token->proof = read_jwk(jwk);
+		return token->proof ? REASON_NONE : REASON_TOKEN_BINDING;
+	}
+	return REASON_NONE;
+}
+
+
+/* ---- what it permits: scope ---- */
+
+/* RFC 9431, 2.3: [["topic/#",["pub","sub"]],...] */
+static enum reason read_permissions(struct token *token, const json_t *aif)
+{
+	const size_t count = json_array_size(aif);
+	char *text;
+	size_t i, j;
+
+	/* The topics are not longer than the payload that they are in. */
+	token->permissions = malloc(count * sizeof(struct permission) + token->payload.len);
+	if(token->permissions == NULL){
+		return REASON_INTERNAL;
+	}
+	token->permission_count = count;
+	text = (char *)&token->permissions[count];
+	for(i = 0; i < count; i++){
+		struct permission *permission = &token->permissions[i];
+		const json_t *entry = json_array_get(aif, i), *filter = json_array_get(entry, 0), *what = json_array_get(entry, 1);
+		const size_t len = json_string_length(filter);
+
+		if(json_array_size(entry) != 2 || !json_is_string(filter) || json_array_size(what) == 0
+				|| !topics__filter_ok(json_string_value(filter), len)){
+			return REASON_TOKEN_SCOPE;
+		}
+		permission->filter = memcpy(text, json_string_value(filter), len);
+		permission->len = len;
+		permission->publish = permission->subscribe = false;
+		text += len;
+		for(j = 0; j < json_array_size(what); j++){
+			const char *name = json_string_value(json_array_get(what, j));
+
+			if(name && strcmp(name, "pub") == 0){
+				permission->publish = true;
+			}else if(name && strcmp(name, "sub") == 0){
+				permission->subscribe = true;
+			}else{
+				return REASON_TOKEN_SCOPE;
+			}
+		}
+	}
+	return REASON_NONE;
+}
+
+
+static enum reason check_scope(struct token *token, json_t *claims, const struct issuer_record *issuer)
+{
+	const json_t *scope = json_object_get(claims, "scope");
+	uint8_t text[TOKEN_MAX];
+	enum reason reason;
+	json_t *aif;
+	size_t len;
+
+	if(!(issuer->flags & (ISSUER_AIF | ISSUER_SERVICE))){
+		return REASON_NONE;
+	}
+	token->limited = true;
+	if(!json_is_string(scope) || json_string_length(scope) > sizeof(text)
+			|| !token__decode(json_string_value(scope), json_string_length(scope), text, &len)){
+		return REASON_TOKEN_SCOPE;
+	}
+	aif = parse((struct slice){text, len}, REASON_TOKEN_SCOPE, &reason);
+	if(aif){
+		reason = json_is_array(aif) ? read_permissions(token, aif) : REASON_TOKEN_SCOPE;
+	}
+	json_decref(aif);
+	return reason;
+}
+
+
+bool token__permits(const struct token *token, enum access access, const char *topic, size_t len)
+{
+	size_t i;
+
+	if(!token->limited){
+		return true;
+	}
+	if(access == ACCESS_SUBSCRIBE && !topics__unshare(&topic, &len)){
+		return false;
+	}
+	for(i = 0; i < token->permission_count; i++){
+		const struct permission *permission = &token->permissions[i];
+
+		if((access == ACCESS_PUBLISH ? permission->publish : permission->subscribe)
+				&& (access == ACCESS_SUBSCRIBE ? topics__covers(permission->filter, permission->len, topic, len)
+				: topics__matches(permission->filter, permission->len, topic, len))){
+			return true;
+		}
+	}
+	return false;
+}
+
+
+/* ---- devices that the store does not have: roles ---- */
+
+/* What may stand in place of a placeholder, as values of the store may. */
+static bool value_ok(const json_t *json)
+{
+	const char *text = json_string_value(json);
+	size_t i, len = json_string_length(json);
+
+	if(text == NULL || len == 0 || len > VALUE_MAX || *text == '$'){
+		return false;
+	}
+	for(i = 0; i < len; i++){
+		const uint8_t c = (uint8_t)text[i];
+
+		if(c < 0x20 || c == 0x7F || c == '+' || c == '#' || c == '/'){
+			return false;
+		}
+	}
+	return true;
+}
+
+
+/* Its rights are those of all its roles that mean something here. */
+static enum reason make_device(struct token *token, json_t *claims, const struct issuer_record *issuer, struct store *store)
+{
+	const json_t *roles = member(claims, issuer->roles);
+	struct slice rest = issuer->mappings, values[VALUES_MAX];
+	struct grant_source sources[ROLES_MAX];
+	size_t count = 0, used = 0, i, j;
+	enum reason reason;
+
+	if(!(issuer->flags & ISSUER_ROLES) || strncmp(token->id, RESERVED, sizeof(RESERVED) - 1) == 0){
+		return REASON_UNKNOWN_DEVICE;
+	}
+	for(i = 0; i < issuer->mapping_count; i++){
+		struct role_mapping mapping;
+		struct slice claim;
+
+		if(!record__mapping(&rest, &mapping)){
+			return REASON_STORE;
+		}
+		if(!has_text(roles, mapping.value)){
+			continue;
+		}
+		if(count == ROLES_MAX || mapping.claim_count > VALUES_MAX - used){
+			return REASON_TOKEN_CLAIMS;
+		}
+		reason = store__profile(store, mapping.profile, &sources[count].profile);
+		if(reason != REASON_NONE){
+			return reason;
+		}
+		sources[count].values = values + used;
+		sources[count++].value_count = mapping.claim_count;
+		for(j = 0; j < mapping.claim_count; j++){
+			const json_t *value = record__text(&mapping.claims, 1, &claim) ? member(claims, claim) : NULL;
+
+			if(!value_ok(value)){
+				return REASON_TOKEN_CLAIMS;
+			}
+			values[used++] = (struct slice){(const uint8_t *)json_string_value(value), json_string_length(value)};
+		}
+	}
+	token->made = count > 0;
+	return count ? decide__grants(sources, count, token->id, strlen(token->id), &token->grants) : REASON_TOKEN_CLAIMS;
+}
+
+
+/* ---- the signature ---- */
+
+static bool key_fits(EVP_PKEY *key, uint8_t algorithm)
+{
+	char group[32];
+
+	switch(algorithm){
+		case ALGORITHM_ES256:
+			return EVP_PKEY_is_a(key, "EC") && EVP_PKEY_get_group_name(key, group, sizeof(group), NULL) == 1
+					&& (strcmp(group, "prime256v1") == 0 || strcmp(group, "P-256") == 0);
+		case ALGORITHM_EDDSA:
+			return EVP_PKEY_is_a(key, "ED25519") == 1;
+		case ALGORITHM_RS256:
+		case ALGORITHM_PS256:
+			return EVP_PKEY_is_a(key, "RSA") && EVP_PKEY_get_bits(key) >= RSA_BITS_MIN
+					&& EVP_PKEY_get_bits(key) <= RSA_BITS_MAX;
+	}
+	return false;
+}
+
+
+/* Taking a key apart costs as much as a signature, so a few are kept: by what the store says, not by what tokens do. The
+ * key stays the cache's. */
+static EVP_PKEY *find_key(struct token_keys *keys, struct slice spki)
+{
+	const uint8_t *at = spki.at;
+	EVP_PKEY *key;
+	uint8_t *copy;
+	size_t i;
+
+	for(i = 0; i < TOKEN_KEYS; i++){
+		if(keys->entries[i].key && keys->entries[i].len == spki.len
+				&& memcmp(keys->entries[i].spki, spki.at, spki.len) == 0){
+			return keys->entries[i].key;
+		}
+	}
+	key = d2i_PUBKEY(NULL, &at, (long)spki.len);
+	copy = key && at == spki.at + spki.len ? malloc(spki.len) : NULL;
+	if(copy == NULL){
+		EVP_PKEY_free(key);
+		return NULL;
+	}
+	i = keys->next;
+	keys->next = (i + 1) % TOKEN_KEYS;
+	free(keys->entries[i].spki);
+	EVP_PKEY_free(keys->entries[i].key);
+	keys->entries[i].spki = memcpy(copy, spki.at, spki.len);
+	keys->entries[i].len = spki.len;
+	keys->entries[i].key = key;
+	return key;
+}
+
+
+void token__forget_keys(struct token_keys *keys)
+{
+	size_t i;
+
+	for(i = 0; i < TOKEN_KEYS; i++){
+		free(keys->entries[i].spki);
+		EVP_PKEY_free(keys->entries[i].key);
+	}
+	memset(keys, 0, sizeof(*keys));
+}
+
+
+/* RFC 7518, 3.4: r and s, 32 bytes each; OpenSSL takes them in DER. */
+static unsigned char *to_der(struct slice signature, size_t *len)
+{
+	ECDSA_SIG *both = NULL;
+	BIGNUM *r = NULL, *s = NULL;
+	unsigned char *der = NULL;
+	int size = -1;
+
+	if(signature.len != 2 * ES256_HALF){
+		return NULL;
+	}
+	both = ECDSA_SIG_new();
+	r = BN_bin2bn(signature.at, ES256_HALF, NULL);
+	s = BN_bin2bn(signature.at + ES256_HALF, ES256_HALF, NULL);
+	if(both && r && s && ECDSA_SIG_set0(both, r, s) == 1){
+		r = s = NULL;
+		size = i2d_ECDSA_SIG(both, &der);
+	}
+	BN_free(r);
+	BN_free(s);
+	ECDSA_SIG_free(both);
+	if(size <= 0){
+		OPENSSL_free(der);
+		return NULL;
+	}
+	*len = (size_t)size;
+	return der;
+}
+
+
+static bool signature_ok(EVP_PKEY *key, uint8_t algorithm, struct slice text, struct slice signature)
+{
+	EVP_MD_CTX *context;
+	EVP_PKEY_CTX *padding = NULL;
+	unsigned char *der = NULL;
+	bool good;
+
+	if(!key_fits(key, algorithm)){
+		return false;
+	}
+	if(algorithm == ALGORITHM_ES256){
+		der = to_der(signature, &signature.len);
+		if(der == NULL){
+			return false;
+		}
+		signature.at = der;
+	}
+	context = EVP_MD_CTX_new();
+	good = context && EVP_DigestVerifyInit(context, &padding, algorithm == ALGORITHM_EDDSA ? NULL : EVP_sha256(), NULL, key)
+			== 1;
+	if(good && algorithm == ALGORITHM_PS256){
+		good = EVP_PKEY_CTX_set_rsa_padding(padding, RSA_PKCS1_PSS_PADDING) > 0
+				&& EVP_PKEY_CTX_set_rsa_pss_saltlen(padding, RSA_PSS_SALTLEN_DIGEST) > 0;
+	}
+	good = good && EVP_DigestVerify(context, signature.at, signature.len, text.at, text.len) == 1;
+	EVP_MD_CTX_free(context);
+	OPENSSL_free(der);
+	return good;
+}
+
+
+bool token__proven(EVP_PKEY *key, const uint8_t nonces[2 * TOKEN_NONCE], struct slice signature)
+{
+	const uint8_t algorithm = EVP_PKEY_is_a(key, "ED25519") ? ALGORITHM_EDDSA : ALGORITHM_ES256;
+
+	return signature_ok(key, algorithm, (struct slice){nonces, 2 * TOKEN_NONCE}, signature);
+}
+
+
+/* ---- all of it ---- */
+
+static enum reason check_key(struct token *token, const struct header *header, const uint8_t issuer[STORE_ISSUER_KEY],
+		struct store *store, struct key_record *key)
+{
+	uint8_t digest[EVP_MAX_MD_SIZE];
+	enum reason reason = store__key(store, issuer, header->kid, strlen(header->kid), key);
+
+	if(reason != REASON_NONE){
+		return reason;
+	}
+	if(key->algorithm != header->algorithm){
+		return REASON_TOKEN_ALGORITHM;
+	}
+	if(EVP_Digest(key->spki.at, key->spki.len, digest, NULL, EVP_sha256(), NULL) != 1){
+		return REASON_INTERNAL;
+	}
+	if(token->verified && memcmp(token->key_print, digest, sizeof(token->key_print)) != 0){
+		return REASON_TOKEN_KEY; /* another one under the same name */
+	}
+	memcpy(token->key_print, digest, sizeof(token->key_print));
+	return REASON_NONE;
+}
+
+
+static enum reason check_claims(struct token *token, const struct header *header, json_t *claims,
+		const struct token_question *question)
+{
+	const json_t *iss = json_object_get(claims, "iss"), *jti = json_object_get(claims, "jti");
+	uint8_t issuer_key[STORE_ISSUER_KEY];
+	struct issuer_record issuer;
+	struct key_record key;
+	struct device_record device;
+	struct times times;
+	enum reason reason;
+	EVP_PKEY *parsed;
+
+	if(!json_is_object(claims)){
+		return REASON_TOKEN_MALFORMED;
+	}
+	if(!json_is_string(iss)){
+		return REASON_TOKEN_ISSUER;
+	}
+	reason = store__issuer(question->store, json_string_value(iss), json_string_length(iss), issuer_key, &issuer);
+	if(reason != REASON_NONE){
+		return reason;
+	}
+	if(!type_ok(header->typ, &issuer)){
+		return REASON_TOKEN_TYPE;
+	}
+	if(!(issuer.algorithms & header->algorithm)){
+		return REASON_TOKEN_ALGORITHM;
+	}
+	reason = check_key(token, header, issuer_key, question->store, &key);
+	if(reason != REASON_NONE){
+		return reason;
+	}
+	if(!audience_ok(json_object_get(claims, "aud"), &issuer, question->audience)){
+		return REASON_TOKEN_AUDIENCE;
+	}
+	reason = check_times(claims, &issuer, question->now, &times);
+	if(reason != REASON_NONE){
+		return reason;
+	}
+	token->end = times.exp + issuer.leeway;
+	/* Without a jti a token could not be revoked by itself; our own service gives one (RFC 9068, 2.2). */
+	if((jti ? !json_is_string(jti) : (issuer.flags & ISSUER_SERVICE) != 0) || !read_id(claims, &issuer, token->id)){
+		return REASON_TOKEN_CLAIMS;
+	}
+	reason = token->verified ? REASON_NONE : check_binding(token, claims, question);
+	if(reason == REASON_NONE){
+		reason = check_scope(token, claims, &issuer);
+	}
+	if(reason != REASON_NONE){
+		return reason;
+	}
+	if(!token->verified){
+		parsed = find_key(question->keys, key.spki);
+		if(parsed == NULL){
+			return REASON_STORE;
+		}
+		if(!signature_ok(parsed, key.algorithm, token->signed_part, token->signature)){
+			return REASON_TOKEN_SIGNATURE;
+		}
+		token->verified = true;
+		/* What is left of it in memory lets nobody in. */
+		OPENSSL_cleanse((uint8_t *)(uintptr_t)token->signature.at, token->signature.len);
+		token->signature.len = token->signed_part.len = 0;
+		token->signed_part.at = NULL;
+	}
+	reason = store__token(question->store, json_string_value(iss), json_string_value(jti), token->id, times.iat);
+	if(reason != REASON_NONE){
+		return reason;
+	}
+	reason = store__device(question->store, token->id, strlen(token->id), &device);
+	if(reason == REASON_UNKNOWN_DEVICE){
+		reason = make_device(token, claims, &issuer, question->store);
+	}
+	return reason;
+}
+
+
+enum reason token__check(struct token *token, const struct token_question *question)
+{
+	json_t *json, *claims = NULL;
+	struct header header = {0};
+	enum reason reason;
+
+	drop_rights(token);
+	json = parse(token->header, REASON_TOKEN_MALFORMED, &reason);
+	if(json){
+		reason = read_header(json, &header);
+	}
+	if(reason == REASON_NONE){
+		claims = parse(token->payload, REASON_TOKEN_MALFORMED, &reason);
+	}
+	if(claims){
+		reason = check_claims(token, &header, claims, question);
+	}
+	json_decref(json);
+	json_decref(claims);
+	return reason;
+}
