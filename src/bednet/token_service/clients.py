@@ -110,12 +110,12 @@ class Proof:
 
 
 def authenticate(
-    config: Config, database: Database, proof: Proof, now: int, *, public: bool, any_known: bool = False
+    config: Config, database: Database, proof: Proof, now: int, *, public: bool, people: tuple[str, ...] = ()
 ) -> Client:
     """Find out which device a request is from.
 
     :param public: a device without a key of its own may also just name itself; somebody approves it (RFC 8628).
-    :param any_known: also somebody who gets no token: an introspector.
+    :param people: ids that may come by certificate though they get no token: introspectors.
     :raises Refusal: when it is not certain, or the device is not in service.
     """
     method = proof.method()
@@ -125,7 +125,7 @@ def authenticate(
         case "private_key_jwt":
             client = _by_assertion(config, database, proof, now)
         case "tls_client_auth":
-            client = _by_certificate(database, proof, any_known=any_known)
+            client = _by_certificate(database, proof, people)
         case _ if public and "client_id" in proof.form:
             client = _by_name(database, proof)
         case _:
@@ -189,14 +189,14 @@ def _basic(header: str) -> tuple[str, str]:
     return client_id, secret
 
 
-def _by_certificate(database: Database, proof: Proof, *, any_known: bool) -> Client:
+def _by_certificate(database: Database, proof: Proof, people: tuple[str, ...]) -> Client:
     certificate = proof.certificate
     if certificate is None or "client_id" not in proof.form:
         # RFC 8705, 2: the client must say who it is.
         raise Refusal("invalid_client", "no-client-id")
     _named(proof, certificate.subject)
     client = _query(database, certificate.subject)
-    if any_known and client is not None and client.row["method"] is None:
+    if client is not None and client.id in people and client.row["method"] is None:
         return client
     return _is_way(client, "tls_client_auth")
 

@@ -71,7 +71,12 @@ class Keys:
             sa.select(signing_keys.c.kid)
             .where(signing_keys.c.signs_from <= now)
             .where(sa.or_(signing_keys.c.retires_at.is_(None), signing_keys.c.retires_at > now))
-            .order_by(signing_keys.c.signs_from.desc(), signing_keys.c.created.desc())
+            .order_by(
+                signing_keys.c.signs_from.desc(),
+                # In the second of an activation: the one that nobody has retired.
+                signing_keys.c.retires_at.is_(None).desc(),
+                signing_keys.c.created.desc(),
+            )
         )
         for (kid,) in rows:
             if private := self._load(kid):

@@ -98,7 +98,7 @@ class Server(AuthorizationServer):  # type: ignore[misc] # Authlib has no types
                 proof,
                 service.now(),
                 public="none" in methods,
-                any_known=endpoint == "introspection",
+                people=service.config.introspectors if endpoint == "introspection" else (),
             )
         finally:
             mine.who = proof.claimed or mine.who
