@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from load.bench import compiling, report
+from load.bench import compiling, report, tuning
 from load.bench.peers.fetch import fetch
 from load.bench.stage import OPENSSL_CONFIGURATION
 from testbed import engine, image, package
@@ -40,9 +40,12 @@ TIMEOUT_S = 3600
 PARTS = ("compiling", "brokers")
 
 
-def measured_in_container(suite: str, module: str, arguments: Sequence[str], what: str) -> dict[str, Any]:
+def measured_in_container(
+    suite: str, module: str, arguments: Sequence[str], what: str, openssl: str = OPENSSL_CONFIGURATION
+) -> dict[str, Any]:
     """Run a module that measures, in a container with other brokers and our package.
 
+    :param openssl: what the generator's OpenSSL is told.
     :return: the JSON that it printed.
     :raises LabError: when it failed.
     """
@@ -64,7 +67,7 @@ def measured_in_container(suite: str, module: str, arguments: Sequence[str], wha
         _SCRIPT,
         {
             "plugin.deb": File(package.ensure(suite).read_bytes()),
-            "openssl.cnf": File(OPENSSL_CONFIGURATION.encode()),
+            "openssl.cnf": File(openssl.encode()),
         },
         what=what,
         cure="See what it said last.",
@@ -97,15 +100,44 @@ def load(path: Path) -> dict[str, Any]:
 def main() -> int:
     """Measure and write the page; the exit code says whether it could be measured, not how it went."""
     parser = argparse.ArgumentParser(description="Measure brokers, ours beside others, and write docs/benchmarks.md.")
+    parser.add_argument("what", nargs="?", default="brokers", choices=["brokers", "tuning"])
     parser.add_argument("--suite", default="trixie", choices=sorted(package.RELEASES), help="whose broker is measured")
     parser.add_argument("--only", action="append", choices=PARTS, help="only this part; the other figures stay")
     parser.add_argument("--kind", action="append", default=[], help="only brokers with this name; can be given again")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--scale", type=float, default=1.0, help="less than 1 for a quick look")
-    parser.add_argument("--output", default="docs/benchmarks", help="the page and its pictures, without .md and .svg")
+    parser.add_argument("--output", help="the page and its pictures, without .md and .svg")
     arguments = parser.parse_args()
-    parts = arguments.only or PARTS
-    page = CHECKOUT / f"{arguments.output}.md"
+    common = ["--rounds", str(arguments.rounds), "--scale", str(arguments.scale)]
+    common += [word for name in arguments.kind for word in ("--kind", name)]
+    try:
+        if arguments.what == "tuning":
+            tune(arguments.suite, CHECKOUT / f"{arguments.output or 'docs/tuning'}.md", common)
+        else:
+            bench(
+                arguments.suite,
+                CHECKOUT / f"{arguments.output or 'docs/benchmarks'}.md",
+                arguments.only or PARTS,
+                common,
+            )
+    except LabError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def tune(suite: str, page: Path, arguments: Sequence[str]) -> None:
+    """Measure what settings change, and write its page."""
+    with step("Settings side by side"):
+        # The broker's settings are to decide.
+        figures = measured_in_container(suite, "load.bench.tuning", arguments, "Measuring settings", openssl="")
+    page.write_text(tuning.page(figures), encoding="utf-8")
+    page.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    sys.stderr.write(f"{page}\n")
+
+
+def bench(suite: str, page: Path, parts: Sequence[str], arguments: Sequence[str]) -> None:
+    """Measure the parts and write the page, with what earlier runs say of the others."""
     measured = load(page.with_suffix(".json"))
 
     def keep(part: str, figures: dict[str, Any]) -> None:
@@ -116,21 +148,15 @@ def main() -> int:
             page.with_name(f"{page.stem}-{name}.svg").write_text(picture, encoding="utf-8")
         page.with_suffix(".json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
 
-    try:
-        if "compiling" in parts:
-            with step("The compiler and the store, 1,000,000 devices"), tempfile.TemporaryDirectory() as folder:
-                figures = compiling.measure(DEVICES, Path(folder))
-            keep("compiling", {"figures": figures, "machine": {}, "date": time.strftime("%Y-%m-%d", time.gmtime())})
-        common = ["--rounds", str(arguments.rounds), "--scale", str(arguments.scale)]
-        if "brokers" in parts:
-            with step(f"Brokers side by side, {arguments.rounds} rounds"):
-                words = [*common, *(word for name in arguments.kind for word in ("--kind", name))]
-                keep("brokers", measured_in_container(arguments.suite, "load.bench.rounds", words, "Measuring brokers"))
-    except LabError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    if "compiling" in parts:
+        with step("The compiler and the store, 1,000,000 devices"), tempfile.TemporaryDirectory() as folder:
+            figures = compiling.measure(DEVICES, Path(folder))
+        keep("compiling", {"figures": figures, "machine": {}, "date": time.strftime("%Y-%m-%d", time.gmtime())})
+    if "brokers" in parts:
+        with step("Brokers side by side"):
+            figures = measured_in_container(suite, "load.bench.rounds", arguments, "Measuring brokers")
+        keep("brokers", figures)
     sys.stderr.write(f"{page}\n")
-    return 0
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import getpass
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -37,6 +38,8 @@ PLAINTEXT, OPEN, ACL_FILE, DYNAMIC_SECURITY, BEDNET = "plaintext", "mTLS", "acl_
 OPENSSL = "openssl s_server"
 START_DEADLINE_S = 120.0
 _STOP_DEADLINE_S = 30
+# The devices that a broker knows where a kind does not say.
+_FEW = 100
 
 
 class Broker(ABC):
@@ -55,7 +58,7 @@ class Broker(ABC):
 
     def __init__(self, stage: Stage, kind: Kind) -> None:
         self.stage, self.kind = stage, kind
-        self.folder = stage.folder / f"{kind.name}-{kind.devices}".replace(" ", "-").replace(",", "")
+        self.folder = stage.folder / re.sub(r"[^A-Za-z0-9.]+", "-", f"{kind.name}-{kind.devices}")
         self._log = self.folder / "log"
         if not self.folder.exists():
             self.folder.mkdir()
@@ -174,19 +177,28 @@ class Variant:
     :param openssl: settings of OpenSSL (OPENSSL_CONF), likewise.
     :param server_key: the kind of the server's key.
     :param crl_entries: how many certificates its CRL names; None: no CRL.
+    :param environment: further environment variables.
+    :param module: a module of ours that becomes the broker, given its command line.
     """
 
     lines: tuple[str, ...] = ()
     openssl: Mapping[str, str] = field(default_factory=dict)
     server_key: str = "P-256"
     crl_entries: int | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    module: str = ""
 
 
 class Mosquitto(Broker):
     """A Mosquitto."""
 
     def __init__(self, stage: Stage, kind: Kind, way: str | None = None, variant: Variant | None = None) -> None:
+        """Make one.
+
+        :param way: who decides; by default the kind's name says it.
+        """
         self.way, self.variant = way or kind.name, variant or Variant()
+        self.devices = kind.devices or _FEW
         self.tls = self.way != PLAINTEXT
         super().__init__(stage, kind)
 
@@ -205,11 +217,11 @@ class Mosquitto(Broker):
         if self.way == ACL_FILE:
             self.write_acl_file()
         elif self.way == DYNAMIC_SECURITY:
-            (self.folder / "dynamic-security.json").write_text(json.dumps(_dynamic_security(range(self.kind.devices))))
+            (self.folder / "dynamic-security.json").write_text(json.dumps(_dynamic_security(range(self.devices))))
         elif self.way == BEDNET:
             compiled = self.folder / "compiled.jsonl"
             with compiled.open("w", encoding="utf-8") as stream:
-                stream.writelines(compiled_site(self.kind.devices))
+                stream.writelines(compiled_site(self.devices))
             words = [sys.executable, "-m", "bednet.store", "--store", str(self.store), "apply", str(compiled)]
             nothing = json.dumps({"passwords": {}, "psk": {}, "revoked_serials": {}}).encode()
             subprocess.run(words, check=True, input=nothing, stdout=subprocess.DEVNULL)
@@ -219,7 +231,7 @@ class Mosquitto(Broker):
         with self.acl_file.open("w", encoding="utf-8") as stream:
             for name in (READER, *READERS):
                 stream.write(f"user {name}\ntopic read #\n")
-            for number in range(self.kind.devices):
+            for number in range(self.devices):
                 name = device(number)
                 stream.write(f"user {name}\ntopic write sensors/{name}/#\ntopic read commands/{name}/#\n")
             stream.write(extra)
@@ -261,17 +273,18 @@ class Mosquitto(Broker):
         """See :meth:`Broker.command`."""
         configuration = self.folder / "mosquitto.conf"
         configuration.write_text("\n".join(self._lines()) + "\n")
-        return [self.stage.programs.mosquitto, "-c", str(configuration)]
+        words = [self.stage.programs.mosquitto, "-c", str(configuration)]
+        return [sys.executable, "-m", self.variant.module, *words] if self.variant.module else words
 
     def environment(self) -> Mapping[str, str]:
         """See :meth:`Broker.environment`."""
         if not self.variant.openssl:
-            return {}
+            return self.variant.environment
         settings = {"MinProtocol": "TLSv1.2", "Groups": "X25519:P-256", **self.variant.openssl}
         path = self.folder / "openssl.cnf"
         head = "openssl_conf = init\n[init]\nssl_conf = module\n[module]\nsystem_default = defaults\n[defaults]\n"
         path.write_text(head + "".join(f"{name} = {value}\n" for name, value in settings.items() if value))
-        return {"OPENSSL_CONF": str(path)}
+        return {"OPENSSL_CONF": str(path), **self.variant.environment}
 
     def version(self) -> str:
         """See :meth:`Broker.version`."""

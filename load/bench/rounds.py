@@ -103,7 +103,7 @@ class Bench:
             for known in (self._brokers, self._crowds, self.results, self.versions):
                 known.pop(str(kind), None)
 
-    def start(self, broker: Broker) -> None:
+    def start(self, broker: Broker, *, crowd: bool = True) -> None:
         """Start a broker and connect its crowd."""
         kind, name = broker.kind, str(broker.kind)
         with self.bearing(kind):
@@ -112,7 +112,7 @@ class Bench:
             self.versions[name] = broker.version()
             self.keep(name, "start_s", broker.started_s)
             self.keep(name, "memory_mb", broker.memory_bytes() / 1e6)
-            if broker.mqtt:
+            if crowd and broker.mqtt:
                 self._crowds[name] = self._stack.enter_context(Crowd(broker))
 
     def keep(self, name: str, what: str, value: float) -> None:
@@ -228,6 +228,8 @@ def run(programs: Programs, rounds: int, scale: float, kinds: Sequence[Kind]) ->
             with bench.bearing(kind):
                 bench.start(make(stage, kind))
         say("warming up")
+        # Twice: those that compile while they run are slow at first.
+        bench.messages(SLICE_S * scale, warm=True)
         bench.messages(SLICE_S * scale, warm=True)
         for number in range(rounds):
             say(f"round {number + 1} of {rounds}")

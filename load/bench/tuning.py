@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What settings change: a gateway as the role sets it up, and with one thing changed; prints JSON.
+
+- :data:`SETTINGS`: what is changed.
+- :func:`run`: measures them side by side, as :mod:`load.bench.rounds` does with brokers.
+- :func:`page`: docs/tuning.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from load.bench import report
+from load.bench.brokers import BEDNET, Broker, Mosquitto, Variant
+from load.bench.measure import connects
+from load.bench.rounds import Bench, machine, more_files, programs_of, programs_parser, say
+from load.bench.stage import Kind, Programs, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+BASE = "as the role sets it up"
+#: What the role's templates write with its defaults (mosquitto.conf.j2, openssl.cnf.j2), as far as it bears on speed.
+ROLE_LINES = (
+    "max_packet_size 65536",
+    "message_size_limit 65536",
+    "max_inflight_messages 20",
+    "max_queued_messages 1000",
+    "max_queued_bytes 1048576",
+    "memory_limit 268435456",
+    "check_retain_source true",
+    "set_tcp_nodelay true",
+    "persistence true",
+    "autosave_interval 60",
+    "sys_interval 10",
+    "connection_messages true",
+    "max_connections 1000",
+)
+_CIPHERS = ":".join(
+    f"ECDHE-{key}-{cipher}"
+    for cipher in ("AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305")
+    for key in ("ECDSA", "RSA")
+)
+_AES128, _AES256, _CHACHA20 = "TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"
+ROLE_OPENSSL = {
+    "MinProtocol": "TLSv1.2",
+    "Groups": "X25519:P-256:P-384",
+    "CipherString": _CIPHERS,
+    "Ciphersuites": f"{_AES128}:{_AES256}:{_CHACHA20}",
+}
+SLICE_S = 0.2
+HANDSHAKES = 25
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing that is changed.
+
+    :param name: what, in words.
+    :param group: the table that it stands in.
+    :param variant: how; see :class:`load.bench.brokers.Variant`.
+    :param messages: whether messages are measured, and not only connections.
+    :param tls12: whether the client speaks TLS 1.2 and nothing newer.
+    """
+
+    name: str
+    group: str
+    lines: tuple[str, ...] = ()
+    openssl: tuple[tuple[str, str], ...] = ()
+    server_key: str = "P-256"
+    crl_entries: int | None = 0
+    environment: tuple[tuple[str, str], ...] = ()
+    module: str = ""
+    messages: bool = False
+    tls12: bool = False
+
+    @property
+    def variant(self) -> Variant:
+        """The role's settings with this one changed."""
+        lines = {line.split()[0]: line for line in (*ROLE_LINES, *self.lines)}
+        return Variant(
+            (*(line for line in lines.values() if not line.startswith("log_type ")), *self._log_types()),
+            {**ROLE_OPENSSL, **dict(self.openssl)},
+            self.server_key,
+            self.crl_entries,
+            dict(self.environment),
+            self.module,
+        )
+
+    def _log_types(self) -> tuple[str, ...]:
+        own = tuple(line for line in self.lines if line.startswith("log_type "))
+        return own or tuple(f"log_type {name}" for name in ("error", "warning", "notice", "information"))
+
+
+_TLS, _CERTIFICATES, _OPTIONS = "TLS", "Certificates and the revocation list", "Mosquitto's options"
+_UNIT = "The unit"
+SETTINGS = (
+    Setting("a client that speaks TLS 1.2 only", _TLS, tls12=True),
+    Setting("TLS 1.3 only", _TLS, openssl=(("MinProtocol", "TLSv1.3"),), lines=("tls_version tlsv1.3",)),
+    Setting("key exchange by P-256 only", _TLS, openssl=(("Groups", "P-256"),)),
+    Setting("key exchange by X25519MLKEM768 (post-quantum)", _TLS, openssl=(("Groups", "X25519MLKEM768:X25519"),)),
+    Setting("one session ticket for each handshake instead of two", _TLS, openssl=(("NumTickets", "1"),)),
+    Setting("no session tickets", _TLS, openssl=(("NumTickets", "0"),)),
+    Setting("session tickets kept by the server", _TLS, openssl=(("Options", "-SessionTicket"),)),
+    Setting("AES-256-GCM", _TLS, openssl=(("Ciphersuites", _AES256),), messages=True),
+    Setting("ChaCha20-Poly1305", _TLS, openssl=(("Ciphersuites", _CHACHA20),), messages=True),
+    Setting("the kernel does TLS (KTLS)", _TLS, openssl=(("Options", "KTLS"),), messages=True),
+    Setting("server key RSA-2048", _CERTIFICATES, server_key="RSA-2048"),
+    Setting("server key P-384", _CERTIFICATES, server_key="P-384"),
+    Setting("server key Ed25519", _CERTIFICATES, server_key="Ed25519"),
+    Setting("no CRL", _CERTIFICATES, crl_entries=None),
+    Setting("a CRL of 1,000 certificates", _CERTIFICATES, crl_entries=1000),
+    Setting("a CRL of 10,000 certificates", _CERTIFICATES, crl_entries=10_000),
+    Setting("set_tcp_nodelay false", _OPTIONS, lines=("set_tcp_nodelay false",), messages=True),
+    Setting("max_inflight_messages 100", _OPTIONS, lines=("max_inflight_messages 100",), messages=True),
+    Setting("max_inflight_messages 0 (no limit)", _OPTIONS, lines=("max_inflight_messages 0",), messages=True),
+    Setting("persistence false", _OPTIONS, lines=("persistence false",), messages=True),
+    Setting("sys_interval 0", _OPTIONS, lines=("sys_interval 0",), messages=True),
+    Setting(
+        "no log of connections", _OPTIONS, lines=("connection_messages false", "log_type error", "log_type warning")
+    ),
+    # The base runs without, as a container that measures has no systemd.
+    Setting("SystemCallFilter as in the role's unit", _UNIT, module="load.bench.confined", messages=True),
+    Setting("MALLOC_ARENA_MAX=1", _UNIT, environment=(("MALLOC_ARENA_MAX", "1"),), messages=True),
+    Setting(
+        "memory is given back seldom (MALLOC_TRIM_THRESHOLD_, MALLOC_TOP_PAD_: 16 MiB)",
+        _UNIT,
+        environment=(("MALLOC_TRIM_THRESHOLD_", "16777216"), ("MALLOC_TOP_PAD_", "16777216")),
+        messages=True,
+    ),
+)
+_MESSAGES = (
+    ("in0_s", "fan-in, QoS 0"),
+    ("in1_s", "fan-in, QoS 1"),
+    ("out0_s", "fan-out, QoS 0"),
+    ("out1_s", "fan-out, QoS 1"),
+)
+_CONNECTIONS = (
+    ("full_cpu_ms", "full: ms CPU", "{:.2f}"),
+    ("full_wall_ms", "ms until CONNACK", "{:.1f}"),
+    ("resumed_cpu_ms", "resumed: ms CPU", "{:.2f}"),
+    ("resumed_wall_ms", "ms until CONNACK", "{:.1f}"),
+)
+#: A difference that we speak of, as a share; less is noise on this machine even where the quartiles agree.
+_SPOKEN_OF = 0.03
+_INTRODUCTION = """\
+What a setting changes, on a gateway that the role sets up with its defaults: a broker with bednet's plugin, and beside
+it the same one with one thing changed. `python -m load.bench tuning` measures it and writes this page. Each cell has
+the figure and, in brackets, its ratio to the defaults: the median of the ratios round by round; bold where both
+quartiles lie on one side of 1 and the median is off by {spoken:.0%} or more. The rest is noise. The client offers what
+OpenSSL offers by itself, so that the broker's settings decide.
+"""
+
+
+def run(programs: Programs, rounds: int, scale: float, names: Sequence[str] | None = None) -> dict[str, object]:
+    """Measure the settings, or those that are named.
+
+    :param scale: 1 for the figures that are published; less for a quick look.
+    """
+    more_files()
+    settings = {BASE: Setting(BASE, "", messages=True)}
+    settings |= {setting.name: setting for setting in SETTINGS if not names or setting.name in names}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        Path(folder).chmod(0o755)
+        stage = Stage(Path(folder), programs)
+        bench = Bench(stack, lambda kind: kind.name != BASE)
+        for setting in settings.values():
+            broker = Gateway(stage, setting)
+            with bench.bearing(broker.kind):
+                bench.start(broker, crowd=setting.messages)
+        say("warming up")
+        bench.messages(SLICE_S * scale, warm=True)
+        for number in range(rounds):
+            say(f"round {number + 1} of {rounds}")
+            bench.messages(SLICE_S * scale)
+            handshakes(bench, settings, max(5, int(HANDSHAKES * scale)))
+    return {
+        "rounds": rounds,
+        "scale": scale,
+        "machine": machine(),
+        "kinds": bench.results,
+        "versions": bench.versions,
+        "missing": bench.missing,
+    }
+
+
+class Gateway(Mosquitto):
+    """A broker with the role's settings, and one changed."""
+
+    def __init__(self, stage: Stage, setting: Setting) -> None:
+        super().__init__(stage, Kind(setting.name), BEDNET, setting.variant)
+
+    def _lines(self) -> list[str]:
+        return [*super()._lines(), f"persistence_location {self.folder}/"]
+
+
+def handshakes(bench: Bench, settings: Mapping[str, Setting], count: int) -> None:
+    """Measure connections, with full and with resumed handshakes."""
+
+    def measure(name: str, broker: Broker) -> None:
+        for way, resume in (("full", False), ("resumed", True)):
+            found = connects(broker, count, resume=resume, tls12=settings[name].tls12)
+            if resume and found.resumed < 0.5:  # noqa: PLR2004 - it does not resume
+                return
+            bench.keep(name, f"{way}_cpu_ms", found.cpu_ms)
+            bench.keep(name, f"{way}_wall_ms", found.wall_ms)
+
+    bench.brokers(measure)
+
+
+def clear(ratios: Sequence[float]) -> bool:
+    """Say whether ratios show a difference."""
+    low, high = report.quartiles(ratios)
+    return (low > 1 or high < 1) and abs(statistics.median(ratios) - 1) >= _SPOKEN_OF
+
+
+def _cell(values: Sequence[float] | None, base: Sequence[float] | None, form: str) -> str:
+    if not values:
+        return "-"
+    said = form.format(statistics.median(values))
+    if not base or len(base) != len(values):
+        return said
+    found = report.ratios(values, base)
+    ratio = f"{statistics.median(found):.2f}"
+    return f"{said} (**{ratio}**)" if clear(found) else f"{said} ({ratio})"
+
+
+def page(figures: Mapping[str, Any]) -> str:
+    """Return docs/tuning.md."""
+    kinds, base = figures["kinds"], figures["kinds"][BASE]
+    lines = [
+        "# Tuning",
+        "",
+        "<!-- written by `python -m load.bench tuning`; the words are in load/bench/tuning.py -->",
+        "",
+    ]
+    scaled = f" (a quick look: {figures['scale']:g} of the usual amount)" if figures["scale"] != 1 else ""
+    lines += [*report.prose(_INTRODUCTION.format(spoken=_SPOKEN_OF)), ""]
+    where = f"{figures['rounds']} rounds on {figures['machine']['date']}{scaled}. {figures['machine']['processor']}; "
+    where += f"{figures['machine']['system']}; {', '.join(dict.fromkeys(figures['versions'].values()))}."
+    lines += [*report.prose(where), ""]
+    lines += [f"- **{name}: not measured.** {why}." for name, why in figures["missing"].items()]
+    lines += [""] if figures["missing"] else []
+    for group in dict.fromkeys(setting.group for setting in SETTINGS):
+        names = [setting.name for setting in SETTINGS if setting.group == group and setting.name in kinds]
+        if not names:
+            continue
+        lines += [f"## {group}", ""]
+        rows = [[BASE, *(report.cell(base.get(key), form) for key, _, form in _CONNECTIONS)]]
+        for name in names:
+            cells = [_cell(kinds[name].get(key), base.get(key), form) for key, _, form in _CONNECTIONS]
+            if "resumed_cpu_ms" not in kinds[name]:
+                cells[2] = "does not resume"
+            rows.append([name, *cells])
+        lines += [*report.table(["one connection", *(title for _, title, _ in _CONNECTIONS)], rows), ""]
+        speaking = [name for name in names if "in0_s" in kinds[name]]
+        if speaking:
+            rows = [[BASE, *(report.cell(base.get(key), "{:.2f}") for key, _ in _MESSAGES)]]
+            rows += [
+                [name, *(_cell(kinds[name].get(key), base.get(key), "{:.2f}") for key, _ in _MESSAGES)]
+                for name in speaking
+            ]
+            lines += [*report.table(["s CPU per 100,000 messages", *(title for _, title in _MESSAGES)], rows), ""]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure and print JSON."""
+    arguments = programs_parser("Measure what settings change; prints JSON.").parse_args()
+    json.dump(run(programs_of(arguments), arguments.rounds, arguments.scale, arguments.kind), sys.stdout, indent=1)
+    sys.stdout.write("\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
