@@ -2,11 +2,18 @@
  *
  * The audit: one line of JSON for each refusal, in ASCII, so that whatever a client calls itself or writes to cannot
  * reach the reader of the log as control characters or as a line of its own.
+ *
+ * There are so many lines a second for each kind, and no one may use them up: a device that is known gets a quarter of
+ * them, a stranger's address likewise, and all strangers of one network (/24, /64) half. Who wrote in this second is kept
+ * in a table of fixed size, which only written lines get into.
  */
 #include "bednet.h"
 
 #include <stdio.h>
 #include <string.h>
+
+#include <openssl/evp.h>
+#include <openssl/rand.h>
 
 #define ELLIPSIS "\\u2026"
 #define ESCAPE_MAX 12 /* bytes that one character may take: a surrogate pair */
@@ -57,17 +64,114 @@ const char *reason__name(enum reason reason)
 }
 
 
-bool audit__may(struct audit *audit, enum audit_kind kind, int64_t now, uint64_t *suppressed)
+bool audit__init(struct audit *audit, uint32_t rate)
 {
+	memset(audit, 0, sizeof(*audit));
+	audit->rate = rate;
+	return RAND_bytes(audit->key, sizeof(audit->key)) == 1;
+}
+
+
+/* Whose line it is: a device that has proved who it is, or the address, whole or its network, of one that has not. */
+static size_t name_sender(const struct audit_event *event, enum audit_kind kind, bool network, uint8_t *out)
+{
+	struct moment from;
+	size_t len;
+
+	if(kind != AUDIT_CONNECT && event->device){
+		len = strnlen(event->device, BEDNET_ID_MAX + 1);
+		memcpy(out, event->device, len);
+		return len;
+	}
+	decide__address(event->address, &from);
+	if(network){
+		memset(from.address + (from.family == 4 ? 3 : 8), 0, sizeof(from.address) - (from.family == 4 ? 3 : 8));
+	}
+	out[0] = from.family;
+	memcpy(out + 1, from.address, sizeof(from.address));
+	return 1 + sizeof(from.address);
+}
+
+
+/* How much a sender has written in this second, to be counted up; NULL when there is nothing, or no place is made. */
+static uint32_t *find_sender(struct audit *audit, const struct audit_event *event, enum audit_kind kind, bool network,
+		int64_t now, bool make)
+{
+	uint8_t in[sizeof(audit->key) + 2 + BEDNET_ID_MAX + 1], digest[EVP_MAX_MD_SIZE];
+	const uint32_t second = (uint32_t)now;
+	size_t len = sizeof(audit->key), set, i, at = 0;
+	uint64_t tag;
+
+	memcpy(in, audit->key, len);
+	in[len++] = (uint8_t)kind;
+	in[len++] = network;
+	len += name_sender(event, kind, network, in + len);
+	if(EVP_Digest(in, len, digest, NULL, EVP_sha256(), NULL) != 1){
+		return NULL;
+	}
+	memcpy(&tag, digest, sizeof(tag));
+	set = (digest[8] | (size_t)digest[9] << 8) % AUDIT_SETS;
+	for(i = 0; i < AUDIT_WAYS; i++){
+		if(audit->senders[set][i].second != second){
+			audit->senders[set][i].used = 0; /* free */
+		}
+		if(audit->senders[set][i].used && audit->senders[set][i].tag == tag){
+			return &audit->senders[set][i].used;
+		}
+		if(audit->senders[set][i].used < audit->senders[set][at].used){
+			at = i;
+		}
+	}
+	if(!make){
+		return NULL;
+	}
+	/* Where all are taken, the one that wrote least is forgotten. */
+	audit->senders[set][at].tag = tag;
+	audit->senders[set][at].second = second;
+	audit->senders[set][at].used = 0;
+	return &audit->senders[set][at].used;
+}
+
+
+static bool has_share(struct audit *audit, const struct audit_event *event, enum audit_kind kind, bool network,
+		int64_t now)
+{
+	const uint32_t share = audit->rate / (network ? AUDIT_NETWORK : AUDIT_SENDER);
+	const uint32_t *used = find_sender(audit, event, kind, network, now, false);
+
+	return used == NULL || *used < (share ? share : 1);
+}
+
+
+static void charge(struct audit *audit, const struct audit_event *event, enum audit_kind kind, bool network, int64_t now)
+{
+	uint32_t *used = find_sender(audit, event, kind, network, now, true);
+
+	if(used){
+		(*used)++;
+	}
+}
+
+
+bool audit__may(struct audit *audit, enum audit_kind kind, const struct audit_event *event, int64_t now,
+		uint64_t *suppressed)
+{
+	const bool stranger = kind == AUDIT_CONNECT || event->device == NULL;
+
 	if(audit->buckets[kind].second != now){
 		audit->buckets[kind].second = now;
 		audit->buckets[kind].used = 0;
 	}
-	if(audit->buckets[kind].used >= audit->rate){
+	if(audit->buckets[kind].used >= audit->rate || !has_share(audit, event, kind, false, now)
+			|| (stranger && !has_share(audit, event, kind, true, now))){
 		audit->buckets[kind].suppressed++;
 		return false;
 	}
 	audit->buckets[kind].used++;
+	charge(audit, event, kind, false, now);
+	if(stranger){
+		charge(audit, event, kind, true, now);
+	}
 	*suppressed = audit->buckets[kind].suppressed;
 	audit->buckets[kind].suppressed = 0;
 	return true;

@@ -398,13 +398,23 @@ void throttle__succeeded(struct throttle *throttle, const struct moment *from, c
 
 enum audit_kind { AUDIT_CONNECT, AUDIT_ASK, AUDIT_DELIVER, AUDIT_KINDS };
 
+#define AUDIT_SETS 1024
+#define AUDIT_WAYS 4
+#define AUDIT_SENDER 4 /* one sender gets so much of a kind's lines, as a divisor */
+#define AUDIT_NETWORK 2 /* and all senders of one network so much */
+
 struct audit {
+	uint8_t key[16]; /* so that nobody can choose what collides */
 	uint32_t rate; /* lines a second, for each kind */
 	struct {
 		int64_t second;
 		uint32_t used;
 		uint64_t suppressed;
 	} buckets[AUDIT_KINDS];
+	struct {
+		uint64_t tag;
+		uint32_t second, used; /* of the second in which it last wrote */
+	} senders[AUDIT_SETS][AUDIT_WAYS];
 };
 
 /* What a line says; NULL and length 0 are left out. Client text may be any bytes. */
@@ -417,8 +427,11 @@ struct audit_event {
 };
 
 const char *reason__name(enum reason reason);
-/* Whether a line of this kind may be written now; how many were held back is in *suppressed, and forgotten. */
-bool audit__may(struct audit *audit, enum audit_kind kind, int64_t now, uint64_t *suppressed);
+bool audit__init(struct audit *audit, uint32_t rate);
+/* Whether this line may be written now; how many of its kind were held back is in *suppressed, and forgotten. `now` in
+ * seconds of a clock that is never set. */
+bool audit__may(struct audit *audit, enum audit_kind kind, const struct audit_event *event, int64_t now,
+		uint64_t *suppressed);
 /* Returns the length of the line, which is NUL-terminated as well. */
 size_t audit__format(const struct audit_event *event, uint64_t suppressed, char out[AUDIT_LINE]);
 /* Writes bytes as the inside of a JSON string in ASCII; what does not fit into `room` becomes an ellipsis. */

@@ -105,7 +105,7 @@ static void refused(struct plugin *plugin, enum audit_kind kind, const struct mo
 	};
 	uint64_t suppressed;
 
-	if(audit__may(&plugin->audit, kind, monotonic(), &suppressed)){
+	if(audit__may(&plugin->audit, kind, &event, monotonic(), &suppressed)){
 		write_event(&event, suppressed);
 	}
 }
@@ -657,7 +657,7 @@ static void end_challenges(struct plugin *plugin)
 		char name[CHALLENGE_USERNAME];
 		uint64_t suppressed;
 
-		if(audit__may(&plugin->audit, AUDIT_CONNECT, monotonic(), &suppressed)){
+		if(audit__may(&plugin->audit, AUDIT_CONNECT, &event, monotonic(), &suppressed)){
 			write_event(&event, suppressed);
 		}
 		challenge__username(asked, name);
@@ -890,7 +890,7 @@ static void kick(struct plugin *plugin, const struct session *session, enum reas
 	if(pending){
 		sessions__remove(&plugin->sessions, client);
 		/* Nobody knows whether there was anyone: strangers shall not fill the log by it. */
-		if(!audit__may(&plugin->audit, AUDIT_CONNECT, monotonic(), &suppressed)){
+		if(!audit__may(&plugin->audit, AUDIT_CONNECT, &event, monotonic(), &suppressed)){
 			return;
 		}
 	}
@@ -1108,9 +1108,8 @@ EXPORT int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userd
 	}
 	plugin->identifier = identifier;
 	plugin->tick = on_tick;
-	plugin->audit.rate = audit_rate;
 	plugin->sink = (struct change_sink){on_device_changed, on_issuers_changed, on_all_changed, plugin};
-	if(!throttle__init(&plugin->throttle, login_failures)){
+	if(!throttle__init(&plugin->throttle, login_failures) || !audit__init(&plugin->audit, audit_rate)){
 		free(plugin);
 		return MOSQ_ERR_UNKNOWN;
 	}

@@ -656,10 +656,8 @@ static void test_throttle(void)
 
 static void test_audit(void)
 {
-	static struct audit audit = {.rate = 2};
 	static char huge[70000];
 	char line[AUDIT_LINE], small[16];
-	uint64_t suppressed;
 	struct audit_event event = {.event = "disconnected", .action = "subscribe", .reason = REASON_CERTIFICATE_REVOKED};
 
 	memset(huge, '\xff', sizeof(huge) - 1);
@@ -672,11 +670,62 @@ static void test_audit(void)
 	CHECK(audit__escape("a\"\\\n\x7f", 5, line, sizeof(line)) == 1 + 2 + 2 + 6 + 6);
 	CHECK(audit__escape("\xf0\x9f\x98\x80", 4, line, sizeof(line)) == 12 && memcmp(line, "\\ud83d\\ude00", 12) == 0);
 	CHECK(audit__escape("\xc0\xaf\xed\xa0\x80", 5, line, sizeof(line)) == 5 * 6); /* over-long, and a surrogate */
-	CHECK(audit__may(&audit, AUDIT_ASK, 1, &suppressed) && suppressed == 0);
-	CHECK(audit__may(&audit, AUDIT_ASK, 1, &suppressed) && !audit__may(&audit, AUDIT_ASK, 1, &suppressed));
-	CHECK(!audit__may(&audit, AUDIT_ASK, 1, &suppressed) && audit__may(&audit, AUDIT_CONNECT, 1, &suppressed));
-	CHECK(audit__may(&audit, AUDIT_ASK, 2, &suppressed) && suppressed == 2);
-	CHECK(audit__may(&audit, AUDIT_ASK, 2, &suppressed) && suppressed == 0);
+}
+
+
+/* How many lines come of so many events in one second, from senders that are called NAME-0, NAME-1, ... */
+static unsigned int written(struct audit *audit, enum audit_kind kind, const char *device, const char *network,
+		unsigned int senders, unsigned int events, int64_t now)
+{
+	unsigned int i, count = 0;
+
+	for(i = 0; i < events; i++){
+		char name[100], address[100];
+		struct audit_event event = {.device = name, .address = address};
+		uint64_t suppressed;
+
+		(void)snprintf(name, sizeof(name), "%s-%u", device, i % senders);
+		(void)snprintf(address, sizeof(address), "%s%u", network, i % senders);
+		count += audit__may(audit, kind, &event, now, &suppressed);
+	}
+	return count;
+}
+
+
+static void test_lines_of_the_audit_are_shared(void)
+{
+	static struct audit audit;
+	struct audit_event event = {.device = "temp-1", .address = "10.0.0.1"};
+	uint64_t suppressed = 99;
+
+	CHECK(audit__init(&audit, 40));
+	/* One device gets a quarter, whatever its address; the lines left out are told once. */
+	CHECK(written(&audit, AUDIT_ASK, "noisy", "10.0.0.", 1, 1000, 1) == 10);
+	CHECK(audit__may(&audit, AUDIT_ASK, &event, 1, &suppressed) && suppressed == 990);
+	CHECK(audit__may(&audit, AUDIT_ASK, &event, 1, &suppressed) && suppressed == 0);
+	CHECK(written(&audit, AUDIT_ASK, "many", "10.0.0.", 100, 100, 1) == 28); /* the kind's whole rate */
+	CHECK(written(&audit, AUDIT_DELIVER, "noisy", "10.0.0.", 1, 1000, 1) == 10); /* a kind of its own */
+	CHECK(written(&audit, AUDIT_ASK, "noisy", "10.0.0.", 1, 1000, 2) == 10);
+
+	/* Of strangers the address counts, not the name, which they choose: a quarter, and half for a network. */
+	CHECK(written(&audit, AUDIT_CONNECT, "x", "10.0.0.", 1, 1000, 1) == 10);
+	CHECK(written(&audit, AUDIT_CONNECT, "x", "10.0.0.", 200, 1000, 1) == 10);
+	CHECK(written(&audit, AUDIT_CONNECT, "x", "10.0.1.", 200, 1000, 1) == 20);
+	CHECK(written(&audit, AUDIT_CONNECT, "x", "2001:db8::", 200, 1000, 2) == 20);
+	event.address = "2001:db8:0:1::1";
+	CHECK(audit__may(&audit, AUDIT_CONNECT, &event, 2, &suppressed) && suppressed == 980);
+	event.address = NULL; /* all of whom nothing is known are one */
+	CHECK(audit__may(&audit, AUDIT_CONNECT, &event, 2, &suppressed));
+	event.device = NULL;
+	CHECK(audit__may(&audit, AUDIT_ASK, &event, 3, &suppressed));
+
+	/* With more senders than there is room for, the rate holds, and in the next second all is well again. */
+	CHECK(audit__init(&audit, 10000));
+	CHECK(written(&audit, AUDIT_ASK, "flood", "10.0.0.", 20000, 20000, 7) == 10000);
+	CHECK(written(&audit, AUDIT_ASK, "noisy", "10.0.0.", 1, 5000, 8) == 2500);
+	/* However low the rate, one line is everybody's. */
+	CHECK(audit__init(&audit, 1));
+	CHECK(written(&audit, AUDIT_ASK, "noisy", "10.0.0.", 1, 10, 9) == 1);
 }
 
 
@@ -947,6 +996,7 @@ int main(void)
 	test_passwords();
 	test_throttle();
 	test_audit();
+	test_lines_of_the_audit_are_shared();
 	test_certificate_names();
 	test_sessions();
 	test_every_allocation_may_fail();
