@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import lmdb
 import pytest
 
+from bednet.store import LAYOUT
 from tests.plugin.gateway import Gateway, Site, allow, broker_version
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _other_magic(folder: Path) -> None:
 
 def _other_layout(folder: Path) -> None:
     meta = read(folder, b"meta", b"meta")
-    write(folder, b"meta", b"meta", meta[:8] + struct.pack("<I", LAYOUT) + meta[12:])
+    write(folder, b"meta", b"meta", meta[:8] + struct.pack("<I", LAYOUT + 1) + meta[12:])
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def _other_layout(folder: Path) -> None:
         (_other_environment, "cannot be read"),
         (_no_meta, "not bednet's"),
         (_other_magic, "not bednet's"),
-        (_other_layout, "has layout 1, and this plugin reads layout 2"),
+        (_other_layout, f"has layout {LAYOUT + 1}, and this plugin reads layout {LAYOUT}"),
     ],
 )
 def test_the_broker_does_not_start_without_a_sound_store(
@@ -225,7 +226,7 @@ def test_another_layout_leaves_what_was_read_and_grants_nothing_new(
         gateway.refused(authority.device("temp-2").credentials, client_id="temp-2")
         gateway.audited(reason="store", device="temp-2")
         meta = read(site.folder, b"meta", b"meta")
-        write(site.folder, b"meta", b"meta", meta[:8] + struct.pack("<I", LAYOUT + 1) + meta[12:])
+        write(site.folder, b"meta", b"meta", meta[:8] + struct.pack("<I", LAYOUT) + meta[12:])
         gateway.admitted(authority.device("temp-2").credentials, client_id="temp-2")
         assert session.publish("sensors/temp-1/t", b"1").granted
 
