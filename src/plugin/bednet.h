@@ -295,10 +295,14 @@ struct certificate {
 bool cert__name(const X509_NAME *name, char out[BEDNET_ID_MAX + 1]);
 bool cert__read(const X509 *x509, struct certificate *out);
 
-/* ---- secret.c: passwords ---- */
+/* ---- secret.c: passwords, and keys of nobody ---- */
 
 /* Whether it is the password. Takes as long without a device (`device` NULL, or one without a password). */
 bool secret__password(const struct device_record *device, const char *password);
+
+#define SECRET_KEY_LEN 32 /* bytes */
+/* A pre-shared key for a name that has none: always the same for a name, and known to nobody. */
+bool secret__nobodys_key(const uint8_t secret[SECRET_KEY_LEN], const char *identity, uint8_t key[SECRET_KEY_LEN]);
 
 /* ---- token.c: access tokens (RFC 7519, RFC 9068): parsed, and checked against issuers and keys of the store ---- */
 
@@ -537,6 +541,8 @@ struct token *sessions__left(struct sessions *sessions, const char *id, bool any
 /* Brings a token up to date with the store; REASON_NONE does not say that it has not ended. */
 enum reason sessions__token(struct sessions *sessions, struct token *token, const char *id, int64_t now);
 const struct grants *session__grants(const struct session *session);
+/* Keeps the end of a session's device, which need not have been read; false without memory. */
+bool sessions__expect(struct sessions *sessions, struct session *session, int64_t until);
 void sessions__confirm(struct sessions *sessions, struct session *session);
 void sessions__changed(struct sessions *sessions, const char *id, size_t len);
 void sessions__issuers_changed(struct sessions *sessions);

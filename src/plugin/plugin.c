@@ -15,6 +15,7 @@
 #include <arpa/inet.h>
 
 #include <openssl/crypto.h>
+#include <openssl/rand.h>
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -38,6 +39,7 @@ struct plugin {
 	struct challenges challenges;
 	char audience[AUDIENCE_MAX + 1]; /* of this gateway, or "" */
 	struct audit audit;
+	uint8_t secret[SECRET_KEY_LEN]; /* of this start: keys of those who have none come of it */
 	MOSQ_FUNC_generic_callback tick; /* the one that is registered now */
 	int64_t complained; /* seconds of the monotonic clock */
 	bool ticked; /* the broker has ticked at least once */
@@ -669,24 +671,45 @@ static void end_challenges(struct plugin *plugin)
 }
 
 
-/* Situation                                               Answer
- * a device of the store with a key, not revoked or ended  SUCCESS and the key, in hexadecimal
- * anything else                                           AUTH
- */
-static int on_psk_key(int event, void *event_data, void *userdata)
+static void write_key(const struct mosquitto_evt_psk_key *question, const uint8_t *key, size_t len)
 {
 	static const char digits[] = "0123456789abcdef";
+	size_t i;
+
+	for(i = 0; i < len; i++){
+		question->key[2 * i] = digits[key[i] >> 4];
+		question->key[2 * i + 1] = digits[key[i] & 15];
+	}
+	question->key[2 * len] = '\0';
+}
+
+
+/* Situation                                               Answer
+ * a device of the store with a key, not revoked or ended  SUCCESS and the key, in hexadecimal
+ * anything else                                           SUCCESS and a key that nobody has
+ * there is no room for a key, or none can be made         AUTH
+ *
+ * A name without a key then fails as one with a wrong key does, and strangers do not learn which devices there are
+ * (RFC 4279, 2; RFC 8446, 4.2.11). No session is made for it. */
+static int on_psk_key(int event, void *event_data, void *userdata)
+{
 	struct mosquitto_evt_psk_key *question = event_data;
 	struct plugin *plugin = userdata;
 	struct device_record record;
 	struct session *session;
 	struct moment from;
 	enum reason reason = REASON_STORE;
+	uint8_t nobodys[SECRET_KEY_LEN];
+	const size_t room = question->max_key_len < 1 ? 0 : ((size_t)question->max_key_len - 1) / 2;
 	int64_t now = wall();
-	size_t i;
+	bool known = false;
 
 	(void)event;
 	look_at_changes(plugin);
+	if(room < sizeof(nobodys) || !secret__nobodys_key(plugin->secret, question->identity, nobodys)){
+		refused(plugin, AUDIT_CONNECT, question->client, "connect", question->identity, NULL, REASON_INTERNAL, NULL);
+		return MOSQ_ERR_AUTH;
+	}
 	if(!plugin->ticked){
 		reason = REASON_INTERNAL;
 	}else if(store__begin(&plugin->store)){
@@ -694,32 +717,25 @@ static int on_psk_key(int event, void *event_data, void *userdata)
 		if(reason == REASON_NONE && !(record.flags & FLAG_PSK)){
 			reason = REASON_METHOD;
 		}
-		if(reason == REASON_NONE
-				&& (question->max_key_len < 0 || (size_t)question->max_key_len < 2 * record.psk.len + 1)){
+		if(reason == REASON_NONE && record.psk.len > room){
 			reason = REASON_INTERNAL;
 		}
 		if(reason == REASON_NONE){
-			for(i = 0; i < record.psk.len; i++){
-				question->key[2 * i] = digits[record.psk.at[i] >> 4];
-				question->key[2 * i + 1] = digits[record.psk.at[i] & 15];
-			}
-			question->key[2 * record.psk.len] = '\0';
+			decide__address(mosquitto_client_address(question->client), &from);
+			session = sessions__add(&plugin->sessions, question->client, question->identity, METHOD_PSK, NULL, &from);
+			/* What it may do is read when it has proved that it has the key; its end is kept from now on. */
+			reason = session && sessions__expect(&plugin->sessions, session, record.until) ? REASON_NONE : REASON_INTERNAL;
+		}
+		if(reason == REASON_NONE){
+			write_key(question, record.psk.at, record.psk.len);
+			known = true;
 		}
 		store__end(&plugin->store);
 	}
-	if(reason == REASON_NONE){
-		decide__address(mosquitto_client_address(question->client), &from);
-		session = sessions__add(&plugin->sessions, question->client, question->identity, METHOD_PSK, NULL, &from);
-		/* Checked now, so that its end is kept even if it never asks for anything. */
-		reason = session ? sessions__check(&plugin->sessions, session, now) : REASON_INTERNAL;
-		if(reason != REASON_NONE){
-			sessions__remove(&plugin->sessions, question->client);
-			OPENSSL_cleanse(question->key, (size_t)question->max_key_len);
-		}
-	}
-	if(reason != REASON_NONE){
+	if(!known){
+		sessions__remove(&plugin->sessions, question->client);
+		write_key(question, nobodys, sizeof(nobodys));
 		refused(plugin, AUDIT_CONNECT, question->client, "connect", question->identity, NULL, reason, NULL);
-		return MOSQ_ERR_AUTH;
 	}
 	return MOSQ_ERR_SUCCESS;
 }
@@ -1109,7 +1125,8 @@ EXPORT int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userd
 	plugin->identifier = identifier;
 	plugin->tick = on_tick;
 	plugin->sink = (struct change_sink){on_device_changed, on_issuers_changed, on_all_changed, plugin};
-	if(!throttle__init(&plugin->throttle, login_failures) || !audit__init(&plugin->audit, audit_rate)){
+	if(!throttle__init(&plugin->throttle, login_failures) || !audit__init(&plugin->audit, audit_rate)
+			|| RAND_priv_bytes(plugin->secret, sizeof(plugin->secret)) != 1){
 		free(plugin);
 		return MOSQ_ERR_UNKNOWN;
 	}
@@ -1164,6 +1181,7 @@ EXPORT int mosquitto_plugin_cleanup(void *userdata, struct mosquitto_opt *option
 	token__forget_keys(&plugin->keys);
 	store__close(&plugin->store);
 	OPENSSL_cleanse(&plugin->throttle, sizeof(plugin->throttle));
+	OPENSSL_cleanse(plugin->secret, sizeof(plugin->secret));
 	free(plugin);
 	loaded = false;
 	return MOSQ_ERR_SUCCESS;

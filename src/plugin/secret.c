@@ -9,6 +9,7 @@
 
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
+#include <openssl/hmac.h>
 
 #define USUAL_ITERATIONS 101 /* of bednet-ca and mosquitto_passwd; what is spent on those who have no password */
 
@@ -35,4 +36,13 @@ bool secret__password(const struct device_record *device, const char *password)
 	equal = CRYPTO_memcmp(derived, hash.at, hash.len) == 0;
 	OPENSSL_cleanse(derived, sizeof(derived));
 	return equal && real;
+}
+
+
+bool secret__nobodys_key(const uint8_t secret[SECRET_KEY_LEN], const char *identity, uint8_t key[SECRET_KEY_LEN])
+{
+	unsigned int len = 0;
+
+	return HMAC(EVP_sha256(), secret, SECRET_KEY_LEN, (const uint8_t *)identity, strlen(identity), key, &len)
+			&& len == SECRET_KEY_LEN;
 }

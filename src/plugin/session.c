@@ -638,6 +638,13 @@ const struct grants *session__grants(const struct session *session)
 }
 
 
+bool sessions__expect(struct sessions *sessions, struct session *session, int64_t until)
+{
+	session->device->until = until;
+	return schedule(sessions, session);
+}
+
+
 enum reason sessions__check(struct sessions *sessions, struct session *session, int64_t now)
 {
 	struct device *device = session->device;

@@ -654,6 +654,18 @@ static void test_throttle(void)
 }
 
 
+static void test_keys_of_nobody(void)
+{
+	static const uint8_t one[SECRET_KEY_LEN] = {1}, other[SECRET_KEY_LEN] = {2};
+	uint8_t a[SECRET_KEY_LEN], b[SECRET_KEY_LEN];
+
+	CHECK(secret__nobodys_key(one, "temp-1", a) && secret__nobodys_key(one, "temp-1", b) && !memcmp(a, b, sizeof(a)));
+	CHECK(secret__nobodys_key(one, "temp-2", b) && memcmp(a, b, sizeof(a)));
+	CHECK(secret__nobodys_key(other, "temp-1", b) && memcmp(a, b, sizeof(a)));
+	CHECK(secret__nobodys_key(one, "", b));
+}
+
+
 static void test_audit(void)
 {
 	static char huge[70000];
@@ -842,6 +854,14 @@ static void test_sessions(void)
 	CHECK(sessions__next_due(&sessions, 1, &why, &more) == session && why == REASON_CERTIFICATE_REVOKED);
 	sessions__free(&sessions);
 
+	/* Of one who has yet to prove that it has the key nothing is read but its end, which is kept. */
+	sessions__init(&sessions, &store);
+	session = sessions__add(&sessions, &clients[0], "temp-2", METHOD_PSK, NULL, &from);
+	CHECK(session && sessions__expect(&sessions, session, 2000) && !session->device->grants && session->device->stale);
+	CHECK(sessions__next_due(&sessions, 1999, &why, &more) == NULL && !more && !session->device->grants);
+	CHECK(sessions__next_due(&sessions, 2000, &why, &more) == session && why == REASON_METHOD);
+	sessions__free(&sessions);
+
 	/* Handshakes with a pre-shared key that were heard of no more do not pile up. */
 	sessions__init(&sessions, &store);
 	{
@@ -995,6 +1015,7 @@ int main(void)
 	test_what_is_not_known_counts_against();
 	test_passwords();
 	test_throttle();
+	test_keys_of_nobody();
 	test_audit();
 	test_lines_of_the_audit_are_shared();
 	test_certificate_names();
