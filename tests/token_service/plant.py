@@ -21,7 +21,6 @@ from cryptography.x509.oid import NameOID
 from bednet.token_service import config, jose, keys, site
 from bednet.token_service.app import make_app
 from bednet.token_service.clients import ASSERTION_TYPE
-from bednet.token_service.database import Database
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 
     from flask import Flask
     from werkzeug.test import TestResponse
+
+    from bednet.token_service.database import Database
 
 ISSUER = "https://tokens.plant.example:8443"
 SITE_AUDIENCE, GATEWAY = "mqtts://plant.example", "mqtts://gateway-1.plant.example"
@@ -39,7 +40,7 @@ UNIX = SimpleNamespace(family=socket.AF_UNIX)
 TCP = SimpleNamespace(family=socket.AF_INET)
 SECRETS = {"meter-1": "s3cret-of-the-meter_0123456789abcdef", "hmi-1": "s3cret-of-the-hmi_0123456789abcdefghi"}
 
-RULES = [
+RULES: list[dict[str, Any]] = [
     {"effect": "allow", "access": "publish", "topic": ["sensors/", 1, "/", 0, "/#"]},
     {"effect": "allow", "access": "subscribe", "topic": ["commands/", 0, "/#"]},
     {"effect": "allow", "access": "subscribe", "topic": ["at-night/#"], "networks": ["10.0.0.0/8"]},
@@ -86,8 +87,8 @@ def secret_hash(secret: str, iterations: int = 100) -> str:
 
 def compiled(devices: list[dict[str, Any]] | None = None, **changes: Any) -> list[str]:
     """Return the lines of a compiled site; `changes` go to its issuer."""
-    base = {"profile": "sensor", "values": ["hall-1"], "until": None, "revoked": None, "token": None}
-    lines = [{**base, **device} for device in (DEVICES if devices is None else devices)]
+    base: dict[str, Any] = {"profile": "sensor", "values": ["hall-1"], "until": None, "revoked": None, "token": None}
+    lines: list[dict[str, Any]] = [{**base, **device} for device in (DEVICES if devices is None else devices)]
     rules = [{"id": f"r{number}", "during": [], "networks": [], **rule} for number, rule in enumerate(RULES)]
     header = {"bednet-compiled": 2, "zones": 0, "profiles": 2, "issuers": 1, "devices": len(lines)}
     profiles = [
@@ -191,7 +192,7 @@ class Plant:
         with self.database.writing() as connection:
             return keys.rotate(connection, keys.Keys(self.settings.keys_dir), self.settings.algorithm, **arguments)
 
-    def request(  # noqa: PLR0913
+    def request(
         self,
         method: str,
         path: str,

@@ -94,7 +94,7 @@ def test_token_is_bound_to_the_certificate_that_it_was_got_with(plant: Plant) ->
 def test_token_by_assertion_is_bound_to_the_key(plant: Plant) -> None:
     response = plant.token_by_assertion()
     assert claims_of(response)["cnf"] == {"jwk": jose.public_jwk(plant.pump_key.public_key())}
-    assert (response.json or {})["token_type"] == "PoP"
+    assert (response.json or {})["token_type"] == "PoP"  # noqa: S105
 
 
 def test_token_by_secret_is_bound_to_nothing(plant: Plant) -> None:
@@ -129,7 +129,7 @@ def test_two_resources_are_refused(plant: Plant) -> None:
 
 
 def test_site_with_several_audiences_gets_them_all_by_default(make_plant: Callable[..., Plant]) -> None:
-    from tests.token_service.plant import compiled  # noqa: PLC0415
+    from tests.token_service.plant import compiled
 
     both = ["mqtts://a.example", "mqtts://b.example"]
     plant = make_plant(apply=False, audiences=both)

@@ -131,8 +131,8 @@ def test_second_rotation_does_not_prolong_the_first(plant: Plant) -> None:
 
 
 def test_instances_sign_with_their_own_key_and_publish_all(plant: Plant, make_plant: Callable[..., Plant]) -> None:
-    from bednet.token_service.app import make_app  # noqa: PLC0415
-    from tests.token_service.conftest import settings_of  # noqa: PLC0415
+    from bednet.token_service.app import make_app
+    from tests.token_service.conftest import settings_of
 
     folder = plant.log.parent / "other-keys"
     folder.mkdir(mode=0o700)

@@ -232,7 +232,8 @@ def test_device_that_comes_back_gets_tokens_that_hold(plant: Plant) -> None:
     rows = [{**row, "revoked": "superseded"} if row["device"] == "edge-1" else row for row in DEVICES]
     old = text_of(plant.token())
     plant.apply(compiled(rows))
-    assert plant.apply()["reinstated"] == ["edge-1"]
+    back = [{**row, "reinstated": START} if row["device"] == "edge-1" else row for row in DEVICES]
+    assert plant.apply(compiled(back))["reinstated"] == [{"device": "edge-1", "reason": "superseded"}]
     response = plant.token()
     # In the very second of the cutoff: the broker refuses iat <= cutoff.
     assert claims_of(response)["iat"] == START + 1

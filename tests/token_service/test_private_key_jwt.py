@@ -138,7 +138,7 @@ def test_replay_at_another_worker_is_refused(plant: Plant) -> None:
 
 
 def test_replay_in_the_last_second_after_a_purge_is_refused(plant: Plant) -> None:
-    from bednet.token_service import revocation  # noqa: PLC0415
+    from bednet.token_service import revocation
 
     assertion = plant.assertion(exp=START + 60)
     assert plant.token_by_assertion(assertion).status_code == 200
@@ -327,7 +327,7 @@ def test_token_is_bound_to_the_certificate_when_there_is_one(plant: Plant) -> No
     mine = plant.certificate("pump-1")
     response = plant.token_by_assertion(certificate=mine)
     assert claims_of(response)["cnf"] == {"x5t#S256": thumbprint(mine)}
-    assert (response.json or {})["token_type"] == "Bearer"
+    assert (response.json or {})["token_type"] == "Bearer"  # noqa: S105
 
 
 def test_gateway_is_no_audience_of_an_assertion(plant: Plant) -> None:

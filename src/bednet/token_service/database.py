@@ -102,6 +102,14 @@ cutoffs = sa.Table(
     sa.Column("at", sa.BigInteger, nullable=False),  # tokens with iat <= at are refused
 )
 
+marks = sa.Table(
+    "marks",
+    metadata,
+    sa.Column("device", sa.String(64), primary_key=True),
+    sa.Column("reinstated", sa.BigInteger, nullable=False),  # the latest of the site's marks; 0 for none
+    sa.Column("gone", sa.String(32)),  # why it was revoked when the site ceased to list it
+)
+
 assertions = sa.Table(
     "assertions",
     metadata,

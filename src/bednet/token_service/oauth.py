@@ -131,7 +131,8 @@ class Server(AuthorizationServer):  # type: ignore[misc] # Authlib has no types
         """Answer with a code and its sentence; the reason goes to the log."""
         code = error.error if error.error in DESCRIPTIONS else "invalid_request"
         # A device that waits for a human is no news.
-        level = logging.DEBUG if code in ("authorization_pending", "slow_down") else logging.WARNING
+        waits = code in ("authorization_pending", "slow_down") and not isinstance(error, Refusal)
+        level = logging.DEBUG if waits else logging.WARNING
         refused(level, code, getattr(error, "reason", None) or code.replace("_", "-"))
         status = getattr(error, "status_code", 400)
         return error_response(code, 401 if code == "invalid_client" else status)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from bednet.token_service.database import assertions, attempts, cutoffs, device_requests, devices, tokens
+from bednet.token_service.database import assertions, attempts, cutoffs, device_requests, devices, marks, tokens
 
 if TYPE_CHECKING:
     from bednet.token_service.database import Database
@@ -38,11 +38,18 @@ def revoke_token(connection: sa.engine.Connection, jti: str, now: int) -> bool:
 
 
 def revoke_device(
-    database: Database, connection: sa.engine.Connection, device: str, now: int, reason: str | None = None
+    database: Database,
+    connection: sa.engine.Connection,
+    device: str,
+    now: int,
+    *,
+    reason: str | None = None,
+    reinstated: int = 0,
 ) -> bool:
     """End every token that a device has.
 
-    :param reason: the device gets no new one either, until the site's next ``apply`` says otherwise.
+    :param reason: the device gets no new one either, until the site reinstates it.
+    :param reinstated: the mark that the site had of it until now: with no later one it comes back (docs/store.md).
     :returns: whether that is new: False when no token was issued since it was done last.
     """
     before = connection.execute(sa.select(cutoffs.c.at).where(cutoffs.c.device == device)).scalar()
@@ -60,6 +67,10 @@ def revoke_device(
             .values(revoked=reason, secret=None, public_key=None)
         )
         new = new or bool(locked.rowcount)
+        mark = connection.execute(sa.select(marks.c.reinstated).where(marks.c.device == device)).scalar()
+        if reinstated > (mark or 0):
+            database.insert_or_update(connection, marks, {"device": device, "reinstated": reinstated, "gone": None})
+            new = True
     return new
 
 

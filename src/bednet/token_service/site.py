@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from bednet.errors import BednetError
 from bednet.token_service import jose
 from bednet.token_service.config import DEVICE_ID
-from bednet.token_service.database import cutoffs, devices, meta, profiles, revoked_serials
+from bednet.token_service.database import cutoffs, devices, marks, meta, profiles, revoked_serials
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -45,6 +45,7 @@ REASONS = (
 MOST_ITERATIONS = 10_000
 TOLD = 100
 _SECRETS = {"client_secrets", "public_keys", "revoked_serials"}
+_CRL_NUMBER = "crl_number"
 _HASH_FORM = re.compile(r"\$7\$([1-9][0-9]{0,8})\$([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+)")
 _HASH_BYTES = 64
 _SERIAL = re.compile(r"[0-9A-Fa-f]{1,40}")
@@ -88,9 +89,15 @@ class SecretHash(NamedTuple):
 
 @dataclass
 class SiteData:
-    """A compiled site with its secrets, as rows of tables."""
+    """A compiled site with its secrets, as rows of tables.
+
+    :ivar reinstated: by device id, when the site last let it in again, in unix seconds.
+    :ivar crl_number: of the CA's list of revoked serial numbers; None when it is not known.
+    """
 
     issuer: Json
+    reinstated: dict[str, int] = field(default_factory=dict)
+    crl_number: int | None = None
     devices: dict[str, Json] = field(default_factory=dict)
     profiles: dict[str, str] = field(default_factory=dict)
     serials: dict[str, str] = field(default_factory=dict)
@@ -137,7 +144,7 @@ def read(lines: Iterable[str], secrets: object, config: Config, name: str = "the
     """Read a compiled site, and the secrets that come with it.
 
     :param secrets: ``client_secrets`` (hash by id), ``public_keys`` (PEM by id) and ``revoked_serials`` (reason by
-        hexadecimal number): exactly these keys, which may be empty.
+        hexadecimal number), which may be empty; and ``crl_number``, which may be left out.
     :raises Refused: when anything is not as docs/token-service.md and docs/store.md say, or the site's own issuer is
         not that of the configuration.
     """
@@ -162,7 +169,9 @@ def read(lines: Iterable[str], secrets: object, config: Config, name: str = "the
         entry = source.next("issuer")
         if entry.get("service") is True:
             issuer = _issuer(entry, config, source)
-    data = SiteData(issuer=issuer or _no_issuer(config), serials=known["revoked_serials"])
+    data = SiteData(
+        issuer=issuer or _no_issuer(config), serials=known["revoked_serials"], crl_number=known.get(_CRL_NUMBER)
+    )
     unused = set(known["client_secrets"]) | set(known["public_keys"])
     last = ""
     for _ in range(counts["devices"]):
@@ -174,6 +183,8 @@ def read(lines: Iterable[str], secrets: object, config: Config, name: str = "the
         if row["method"] is None and row["id"] not in config.people:
             continue
         unused.discard(row["id"])
+        if mark := _mark(entry, source):
+            data.reinstated[row["id"]] = mark
         data.devices[row["id"]] = row
         data.profiles[row["profile"]] = rules[row["profile"]]
         if row["revoked"] is None and _lacks_secret(row):
@@ -272,6 +283,13 @@ def _device(entry: Json, rules: Mapping[str, str], known: Json, source: _Lines) 
     }
 
 
+def _mark(entry: Json, source: _Lines) -> int:
+    mark = entry.get("reinstated") or 0
+    if not isinstance(mark, int) or isinstance(mark, bool) or mark < 0:
+        raise source.refused(f"device {entry['device']!r} was let in again at no time that can be")
+    return mark
+
+
 def _lacks_secret(row: Json) -> bool:
     needed = {"client_secret_basic": "secret", "private_key_jwt": "public_key"}.get(row["method"])
     return needed is not None and row[needed] is None
@@ -279,9 +297,13 @@ def _lacks_secret(row: Json) -> bool:
 
 def _read_secrets(secrets: object) -> Json:
     cure = "Cure: give them as the role does; see docs/token-service.md"
-    if not isinstance(secrets, dict) or secrets.keys() != _SECRETS:
+    if not isinstance(secrets, dict) or secrets.keys() - {_CRL_NUMBER} != _SECRETS:
         raise Refused(f"the secrets must be a JSON object with {', '.join(sorted(_SECRETS))}. {cure}")
-    for name, values in secrets.items():
+    number = secrets.get(_CRL_NUMBER)
+    if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 0):
+        raise Refused(f"{_CRL_NUMBER} must be a whole number. {cure}")
+    for name in _SECRETS:
+        values = secrets[name]
         if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
             raise Refused(f"{name} must be a JSON object of strings. {cure}")
     for device_id, text in secrets["client_secrets"].items():
@@ -307,56 +329,117 @@ def serial_text(number: int) -> str:
     return f"{number:x}"
 
 
+class _Marks:
+    """Who may come back (docs/store.md): a revoked device only with a later mark than any that was seen of it."""
+
+    def __init__(self, connection: sa.engine.Connection) -> None:
+        self._known = {row["device"]: row for row in _rows(connection, marks)}
+        self._new: dict[str, Json] = {}
+        self.reinstated: list[Json] = []
+        self.kept: list[Json] = []
+
+    def of(self, device_id: str) -> Json:
+        return self._known.get(device_id, {"device": device_id, "reinstated": 0, "gone": None})
+
+    def judge(self, row: Json, before: Json | None, latest: int) -> Json:
+        """Return what a device's row shall be."""
+        mark = self.of(row["id"])
+        reason = mark["gone"] if before is None else before["revoked"]
+        if row["revoked"] is None and reason is not None:
+            told = {"device": row["id"], "reason": reason}
+            if latest > mark["reinstated"]:
+                self.reinstated.append(told)
+            else:
+                self.kept.append(told)
+                row = {**row, "revoked": reason, "secret": None, "public_key": None}
+        self._note({**mark, "reinstated": max(latest, mark["reinstated"]), "gone": None})
+        return row
+
+    def leave(self, row: Json) -> None:
+        """Note that the site lists a device no more."""
+        self._note({**self.of(row["id"]), "gone": row["revoked"]})
+
+    def _note(self, mark: Json) -> None:
+        if mark != self.of(mark["device"]):
+            self._new[mark["device"]] = mark
+
+    def write(self, connection: sa.engine.Connection) -> None:
+        """Write what is new."""
+        if self._new:
+            gone = [{"gone_id": device_id} for device_id in self._new]
+            connection.execute(marks.delete().where(marks.c.device == sa.bindparam("gone_id")), gone)
+            connection.execute(marks.insert(), list(self._new.values()))
+
+
 def apply(database: Database, data: SiteData, now: int, *, check: bool = False) -> Json:
     """Make the database say what the site says, in one transaction.
 
-    A device that is revoked from now on, or gone, gets a cutoff: its tokens of before are in the revocation list.
+    A device that is revoked from now on, or gone, gets a cutoff: its tokens of before are in the revocation list. One
+    that is revoked here comes back only with a later mark of the site; and serial numbers of an older list than was
+    seen are only added: nobody brings a revoked device back by older files.
 
     :param check: tell what would change, and change nothing.
     :returns: ``changed``; numbers ``added``, ``changed_devices``, ``removed``, ``profiles``, ``revoked_serials`` of
-        what is different, and ``devices`` in all; ``revoked`` and ``reinstated``: ids; ``without_secret``: devices in
-        service that lack what they prove themselves with; ``unused_secrets`` (the first 100 of each).
+        what is different, and ``devices`` in all; ``older_crl``; ``revoked``: ids; ``reinstated`` and
+        ``kept_revoked``: ids and reasons; ``without_secret``: devices in service that lack what they prove themselves
+        with; ``unused_secrets`` (the first 100 of each).
     :raises Unavailable: when the database cannot be written.
     """
     with database.reading() if check else database.writing() as connection:
         old = {row["id"]: row for row in _rows(connection, devices)}
-        added = [row for key, row in data.devices.items() if key not in old]
-        changed = [row for key, row in data.devices.items() if key in old and old[key] != row]
-        removed = sorted(old.keys() - data.devices.keys())
-        ended = removed + [
-            row["id"] for row in changed if row["revoked"] is not None and old[row["id"]]["revoked"] is None
-        ]
-        reinstated = [row["id"] for row in changed if row["revoked"] is None and old[row["id"]]["revoked"] is not None]
+        judged = _Marks(connection)
+        rows = {key: judged.judge(row, old.get(key), data.reinstated.get(key, 0)) for key, row in data.devices.items()}
+        added = [row for key, row in rows.items() if key not in old]
+        changed = [row for key, row in rows.items() if key in old and old[key] != row]
+        removed = sorted(old.keys() - rows.keys())
+        for key in removed:
+            judged.leave(old[key])
+        revoked = [row["id"] for row in changed if row["revoked"] is not None and old[row["id"]]["revoked"] is None]
         old_profiles = {row["name"]: row["rules"] for row in _rows(connection, profiles)}
         old_serials = {row["serial"]: row["reason"] for row in _rows(connection, revoked_serials)}
-        issuer = json.dumps(data.issuer, sort_keys=True)
-        old_issuer = connection.execute(sa.select(meta.c.value).where(meta.c.name == "issuer")).scalar()
+        serials, number, older = _serials(connection, data, old_serials)
+        wanted = {"issuer": json.dumps(data.issuer, sort_keys=True), **number}
+        known = {row["name"]: row["value"] for row in _rows(connection, meta)}
+        values = {name: value for name, value in wanted.items() if known.get(name) != value}
         different_profiles = len(old_profiles.items() ^ data.profiles.items())
-        different_serials = len(old_serials.items() ^ data.serials.items())
+        different_serials = len(old_serials.items() ^ serials.items())
         if not check:
             _replace(connection, devices, added, changed, removed)
+            judged.write(connection)
             if different_profiles:
                 _exchange(connection, profiles, old_profiles, data.profiles)
             if different_serials:
-                _exchange(connection, revoked_serials, old_serials, data.serials)
-            if issuer != old_issuer:
-                database.insert_or_update(connection, meta, {"name": "issuer", "value": issuer})
-            for device_id in ended:
+                _exchange(connection, revoked_serials, old_serials, serials)
+            for name, value in values.items():
+                database.insert_or_update(connection, meta, {"name": name, "value": value})
+            for device_id in removed + revoked:
                 database.insert_or_update(connection, cutoffs, {"device": device_id, "at": now})
         return {
-            "changed": bool(added or changed or removed or different_profiles or different_serials)
-            or issuer != old_issuer,
+            "changed": bool(added or changed or removed or different_profiles or different_serials or values),
             "added": len(added),
             "changed_devices": len(changed),
             "removed": len(removed),
             "profiles": different_profiles,
             "revoked_serials": different_serials,
-            "devices": len(data.devices),
-            "revoked": sorted(set(ended) - set(removed))[:TOLD],
-            "reinstated": sorted(reinstated)[:TOLD],
+            "older_crl": older,
+            "devices": len(rows),
+            "revoked": sorted(revoked)[:TOLD],
+            "reinstated": judged.reinstated[:TOLD],
+            "kept_revoked": judged.kept[:TOLD],
             "without_secret": data.without_secret[:TOLD],
             "unused_secrets": data.unused_secrets[:TOLD],
         }
+
+
+def _serials(
+    connection: sa.engine.Connection, data: SiteData, old: dict[str, str]
+) -> tuple[dict[str, str], dict[str, str], bool]:
+    """Return the serial numbers to keep, the number of the newest list that was seen, and whether this one is older."""
+    name = "crl-number"
+    seen = connection.execute(sa.select(meta.c.value).where(meta.c.name == name)).scalar()
+    if seen is not None and (data.crl_number is None or data.crl_number < int(seen)):
+        return {**old, **data.serials}, {}, True
+    return data.serials, {} if data.crl_number is None else {name: str(data.crl_number)}, False
 
 
 def _rows(connection: sa.engine.Connection, table: sa.Table) -> Iterator[dict[str, Any]]:

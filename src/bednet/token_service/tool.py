@@ -98,13 +98,15 @@ class Tool:
         with self.database.reading() as connection:
             return {"keys": keys.published(connection, self.now)}
 
-    def revoke(self, *, jti: str | None, device: str | None, reason: str | None) -> Json:
+    def revoke(self, *, jti: str | None, device: str | None, reason: str | None, reinstated: int = 0) -> Json:
         """End a token, or all of a device's."""
         with self.database.writing() as connection:
             if device is not None:
                 if not config.DEVICE_ID.fullmatch(device):
                     raise Refused(f"{device!r} cannot be a device's id. Cure: name one of devices.yml")
-                changed = revocation.revoke_device(self.database, connection, device, self.now, reason)
+                changed = revocation.revoke_device(
+                    self.database, connection, device, self.now, reason=reason, reinstated=reinstated
+                )
                 at = connection.execute(sa.select(cutoffs.c.at).where(cutoffs.c.device == device)).scalar()
                 return {"changed": changed, "device": device, "cutoff": at, "revoked": reason}
             row = connection.execute(sa.select(tokens).where(tokens.c.jti == jti)).mappings().first()
@@ -197,7 +199,16 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--jti", help="the token's id, as it stands in the token and in the log")
     which.add_argument("--device", metavar="ID")
     revoke.add_argument(
-        "--reason", choices=site.REASONS, help="with --device: it gets no new token either, until the next apply"
+        "--reinstated",
+        type=int,
+        default=0,
+        metavar="SECONDS",
+        help="with --reason: its 'reinstated' in devices.yml, if any: no such or older one lets it in again",
+    )
+    revoke.add_argument(
+        "--reason",
+        choices=site.REASONS,
+        help="with --device: it gets no new token either, until the site reinstates it",
     )
     approve = commands.add_parser("approve", help="let a device in that shows a code (RFC 8628)")
     approve.add_argument("user_code", metavar="USER_CODE")
@@ -234,7 +245,9 @@ def _run(options: argparse.Namespace) -> Json:  # noqa: PLR0911 - one for each c
             case "keys":
                 return tool.jwks()
             case "revoke":
-                return tool.revoke(jti=options.jti, device=options.device, reason=options.reason)
+                return tool.revoke(
+                    jti=options.jti, device=options.device, reason=options.reason, reinstated=options.reinstated
+                )
             case "approve":
                 return tool.approve(options.user_code, options.device, deny=options.deny)
             case "purge":

@@ -68,6 +68,12 @@ def upgrade() -> None:
         sa.Column("at", sa.BigInteger, nullable=False),
     )
     op.create_table(
+        "marks",
+        sa.Column("device", sa.String(64), primary_key=True),
+        sa.Column("reinstated", sa.BigInteger, nullable=False),
+        sa.Column("gone", sa.String(32)),
+    )
+    op.create_table(
         "assertions",
         sa.Column("used", sa.String(64), primary_key=True),
         sa.Column("exp", sa.BigInteger, nullable=False),
