@@ -30,6 +30,7 @@ from load.observe import Observer, restart
 from load.plan import CERTIFICATE, PASSWORD, PSK, WAYS, Gateway, Plan, PlanError
 from load.planning import choose, make_plan, playable, way_of
 from load.profiles import PROFILES, Profile
+from load.remote import ask, deal
 from load.run import run
 from load.search import search
 from load.slo import Threshold, Verdict, read_slo
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from bednet.site import Site
+    from load.remote import Share
 
 PROG = "bednet load"
 #: The least that the kernel gives in the short turns that a broker should have, in percent of a core.
@@ -79,7 +81,13 @@ def parser(prog: str = PROG, *, lab: bool = False) -> argparse.ArgumentParser:
         metavar="WAY",
         help=f"how test identities come in: {', '.join(WAYS)} (default: as the devices that they are copies of)",
     )
-    made.add_argument("--generators", type=_whole, default=1, metavar="N", help="how many processes load (default: 1)")
+    made.add_argument("--generators", type=_whole, metavar="N", help="how many processes load (default: 1)")
+    made.add_argument(
+        "--remote",
+        action="store_true",
+        help="let the hosts of the group load_generators, prepared by playbooks/load.yml, generate the load; "
+        "--generators is then the number of processes on each (default: one for each core)",
+    )
     made.add_argument(
         "--restart-broker",
         action=argparse.BooleanOptionalAction,
@@ -185,6 +193,7 @@ def _load(parsed: argparse.Namespace, notes: Sequence[str]) -> int:
     _say(f"Asking {parsed.site} about its gateways")
     described = describe(parsed.site)
     gateway = described.gateway(parsed.gateway)
+    shares = _deal(parsed, described) if parsed.remote else ()
     with ExitStack() as stack:
         if parsed.bundles:
             bundles = {
@@ -210,8 +219,21 @@ def _load(parsed: argparse.Namespace, notes: Sequence[str]) -> int:
             bundles, played = made.bundles, load_site(made.site)
             identities = f"{len(bundles)} test identities were made for the run and taken back after it."
         notes = (*notes, *_left_out(played))
-        job = _Job(parsed, profile, thresholds, played, gateway, bundles, described, identities, folder, notes)
+        job = _Job(parsed, profile, thresholds, played, gateway, bundles, described, identities, folder, notes, shares)
         return job.search() if parsed.search else job.once()
+
+
+def _deal(parsed: argparse.Namespace, described: Described) -> tuple[Share, ...]:
+    """Ask the hosts that generate load whether they are there, and deal the work out to them.
+
+    :raises PlanError: when there are none. :raises RemoteError: when one is not prepared.
+    """
+    hosts = described.generators
+    if not hosts:
+        raise PlanError("The inventory has no group load_generators. Cure: see docs/load.md, More than one machine.")
+    _say(f"Asking {', '.join(host.name for host in hosts)} to generate load")
+    found = [ask(host) for host in hosts]
+    return deal(hosts, [parsed.generators or processes for processes in found])
 
 
 def _check_way(way: str | None, gateway: Gateway, described: Described) -> None:
@@ -255,13 +277,14 @@ class _Job:
     identities: str
     folder: Path
     notes: Sequence[str]
+    shares: Sequence[Share]
 
     def _plan(self, profile: Profile) -> Plan:
         return make_plan(
             *(self.site, self.gateway, self.parsed.profile, profile, self.bundles),
             way=self.parsed.authentication,
             restart=bool(self.parsed.restart_broker),
-            generators=self.parsed.generators,
+            generators=sum(len(share.shares) for share in self.shares) or self.parsed.generators or 1,
         )
 
     def _run(self, profile: Profile) -> reports.Report:
@@ -285,6 +308,7 @@ class _Job:
             notes=notes,
             web_port=self.parsed.web,
             restart=partial(restart, shell),
+            shares=self.shares,
         )
 
     def once(self) -> int:

@@ -2,7 +2,7 @@
 """A site's gateways, as its inventory describes them.
 
 - :func:`describe`: asks Ansible, since variables may stand anywhere.
-- :class:`Described`: the gateways, and how their shells are reached.
+- :class:`Described`: the gateways, the hosts that generate load, and how they are reached.
 """
 
 from __future__ import annotations
@@ -21,7 +21,28 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+SHELL = ("sudo", "-n", "sh", "-s", "--")
 PORTS = ("mtls_port", "password_port", "psk_port")
+
+
+@dataclass(frozen=True)
+class GeneratorHost:
+    """A host of the group load_generators.
+
+    :ivar reach: the words of ssh without the target, and the target; both empty for the control machine itself.
+    :ivar home: where its Python environment lies.
+    :ivar processes: how many processes it runs; 0 is one for each core.
+    """
+
+    name: str
+    reach: tuple[tuple[str, ...], tuple[str, ...]]
+    home: str
+    processes: int
+
+    @property
+    def shell(self) -> tuple[str, ...]:
+        """A command that runs a script given on its standard input, as root."""
+        return (*self.reach[0], *self.reach[1], *SHELL)
 
 
 @dataclass(frozen=True)
@@ -35,6 +56,7 @@ class Described:
     gateways: tuple[Gateway, ...]
     access_control: str
     shells: Mapping[str, tuple[str, ...]]
+    generators: tuple[GeneratorHost, ...] = ()
 
     def gateway(self, name: str | None) -> Gateway:
         """Return a gateway by its name, or the first.
@@ -65,16 +87,29 @@ def describe(site: Path) -> Described:
     gateways = tuple(
         Gateway(**{key: entry[key] for key in ("name", "address", "server_name", *PORTS)}) for entry in told["gateways"]
     )
-    return Described(gateways, told["access_control"], {name: shell(host) for name, host in told["hosts"].items()})
+    return Described(
+        gateways,
+        told["access_control"],
+        {name: shell(told["hosts"][name]) for name in told["gateway_hosts"]},
+        tuple(
+            GeneratorHost(entry["name"], reach(told["hosts"][entry["name"]]), entry["home"], entry["processes"])
+            for entry in told["generators"]
+        ),
+    )
 
 
 def shell(host: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the command that runs a script on a host as root, the way Ansible reaches it."""
-    script = ("sudo", "-n", "sh", "-s", "--")
+    words, target = reach(host)
+    return (*words, *target, *SHELL)
+
+
+def reach(host: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the words of ssh, and its target, that reach a host as Ansible does; nothing for this machine itself."""
     if host["connection"] == "local":
-        return script
+        return (), ()
     words = ["ssh", "-o", "BatchMode=yes", "-p", str(host["port"]), *shlex.split(host["arguments"])]
     if host["key"]:
         words += ["-i", host["key"]]
     target = f"{host['user']}@{host['address']}" if host["user"] else host["address"]
-    return (*words, target, *script)
+    return tuple(words), (target,)

@@ -28,7 +28,7 @@ from load.tls import client_context, psk_context
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from load.plan import Plan, Player, Stream
 
@@ -128,15 +128,16 @@ class Device:
             return
         stage.now.received += 1
         stage.arrived += 1
-        if head.clock == stage.clock and head.due_ns >= stage.measured_from_ns:
-            taken = time.monotonic_ns() - head.due_ns
+        ahead = stage.ahead.get(head.clock)
+        if ahead is not None and (due := head.due_ns - ahead) >= stage.measured_from_ns:
+            taken = time.monotonic_ns() - due
             delivery.latency.add(taken)
             if whose in JUDGED:
                 stage.now.latency.add(taken)
         # Others may hear the command, and do not answer.
         if kind == COMMANDS and (answer := self._answers.get(head.stream)) is not None:
             # Due when the command was: the answer's latency is that of the round trip.
-            self.send(answer, head.due_ns)
+            self.send(answer, head.due_ns - (ahead or 0))
 
     def acknowledged(self, mid: int, refused: str) -> None:
         """Take the answer to a publish."""
@@ -179,8 +180,10 @@ class Generator:
 
     :param players: those of this process.
     :ivar tally: what it counted; whole when :meth:`finish` has returned.
+    :ivar ahead: by how many nanoseconds other machines' clocks are ahead of ours, as far as that is known.
     :ivar phase: where it stands.
     :ivar breaking: whether a connection that breaks now does so on purpose; `cut_due` is set when that begins.
+    :ivar enough: to be set when all processes together have heard all that was said.
     """
 
     def __init__(self, plan: Plan, players: Sequence[Player]) -> None:
@@ -188,6 +191,7 @@ class Generator:
         self.tally = Tally()
         self.phase = Phase.CONNECTING
         self.clock = measure.clock_id()
+        self.ahead: Mapping[int, int] = {self.clock: 0}
         self.arrived = 0
         self.kind_of = {stream.number: stream.kind for stream in plan.streams}
         self.now = self.tally.second(0)
@@ -203,6 +207,7 @@ class Generator:
         self._shared: ssl.SSLContext | None = None
         self._over = Event()
         self.cut_due = Event()
+        self.enough = Event()
         self._started = Event()
         self._first_ns = time.monotonic_ns()
         self._cpu_begin = time.process_time()
@@ -350,6 +355,7 @@ class Generator:
         self._keep_schedule()
         self.tally.cpu_s = time.process_time() - cpu
         self.tally.busy_s = (time.monotonic_ns() - self.begin_ns) / _SECOND_NS
+        self.tally.busiest = self.tally.cpu_s / self.tally.busy_s
         self.phase = Phase.DRAINING
         self._drain()
 
@@ -403,7 +409,7 @@ class Generator:
         whole = len(self.devices) == len(self.plan.players)
         while time.monotonic() < deadline and not self.interrupted:
             # Only who plays all devices can know that nothing is missing any more.
-            if whole and self.arrived >= self.expected():
+            if self.enough.is_set() or (whole and self.arrived >= self.expected()):
                 # A duplicate comes late or never.
                 gevent.sleep(0.2)
                 return

@@ -19,17 +19,21 @@ import os
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import gevent
-from gevent.event import Event
+from gevent.event import AsyncResult, Event
 from locust import User, events, task
 from locust.runners import MasterRunner, WorkerRunner
 from locust.stats import bucket_response_time
 
 from load.client import ConnectError
+from load.clocks import ROUNDS, Clock, Echo, ahead_of, error_ms, estimate
 from load.generator import Generator, Phase
+from load.machine import this_machine
+from load.measure import clock_id
 from load.plan import RESTART, Plan, PlanError, read_plan
 from load.tally import Tally
 
@@ -39,10 +43,14 @@ if TYPE_CHECKING:
 
     from load.measure import Histogram
 
+#: What this machine is called in the inventory; empty on the one that leads the run.
+HOST = os.environ.get("BEDNET_LOAD_HOST", "")
 PROGRESS_S = 5.0
 SPAWN_PER_S = 1000.0
 #: The exit code where nobody could connect.
 NOBODY = 4
+#: How often workers tell how much they have heard when the schedule is over.
+DRAIN_S = 0.1
 #: How long the leader of several processes waits for what they counted when it is stopped.
 STOP_S = 10.0
 
@@ -52,6 +60,10 @@ class Stage:
 
     :ivar plan: None before Locust has read its command line.
     :ivar generator: None before the run begins, and in the process that only leads others.
+    :ivar share: which share of the plan it plays; -1 where Locust's number of the process says so.
+    :ivar ready: the leader's: by process, its machine and clock. :ivar clocks: those of other machines than ours.
+    :ivar drained: by process, how much it has heard after the schedule's end, and made others hear.
+    :ivar ahead_ns: a worker's: by how much its clock is ahead of the leader's.
     :ivar go: set when every process has its devices connected.
     :ivar told: the leader's: what the others counted.
     """
@@ -60,7 +72,13 @@ class Stage:
     generator: Generator | None = None
     result: Path
     taken = 0
-    ready = 0
+    share = -1
+    drained: ClassVar[dict[str, tuple[int, int]]] = {}
+    ready: ClassVar[dict[str, tuple[str, int]]] = {}
+    clocks: ClassVar[list[Clock]] = []
+    echoes: ClassVar[list[Echo]] = []
+    echo: AsyncResult | None = None
+    ahead_ns = 0
     go = Event()
     told: ClassVar[list[dict[str, Any]]] = []
 
@@ -85,6 +103,8 @@ def _options(parser: LocustArgumentParser, **_: Any) -> None:
     # Not for the web interface: they are decided before it is there.
     for name, meaning in (("plan", "who plays what; `bednet load` writes it"), ("result", "where the tally goes")):
         parser.add_argument(f"--{name}", metavar="FILE", help=meaning, include_in_web_ui=False)
+    share = "which share of the plan this worker plays; left out, Locust's own number of it"
+    parser.add_argument("--share", type=int, default=-1, metavar="N", help=share, include_in_web_ui=False)
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
@@ -102,8 +122,13 @@ def _init(environment: Environment, **_: Any) -> None:
             runner.register_message("bednet-ready", _all_ready)
             runner.register_message("bednet-tally", _collect)
             runner.register_message("bednet-restart", _ask_restart)
+            runner.register_message("bednet-clock", _clock_told)
+            runner.register_message("bednet-drain", _drained)
         elif isinstance(runner, WorkerRunner):
-            runner.register_message("bednet-go", lambda **_: Stage.go.set())
+            Stage.share = options.share
+            runner.register_message("bednet-go", _go)
+            runner.register_message("bednet-clock", _tell_clock)
+            runner.register_message("bednet-enough", _enough)
             runner.register_message("bednet-stop", _stop)
         else:
             Stage.generator = Generator(plan, plan.players)
@@ -127,7 +152,8 @@ def _start(environment: Environment, **_: Any) -> None:
         return
     if isinstance(runner, WorkerRunner):
         # Before this process is told to spawn users, it has been told which one it is.
-        Stage.generator = Generator(plan, plan.players[runner.worker_index :: plan.generators])
+        share = Stage.share if Stage.share >= 0 else runner.worker_index
+        Stage.generator = Generator(plan, plan.players[share :: plan.generators])
     gevent.spawn(_run, environment)
 
 
@@ -153,13 +179,15 @@ def _run(environment: Environment) -> None:
     assert plan is not None
     assert runner is not None
     helpers = [gevent.spawn(_charts, environment, generator), gevent.spawn(_orphaned, generator)]
+    if isinstance(runner, WorkerRunner):
+        helpers.append(gevent.spawn(_tell_drained, generator, runner))
     if plan.restart:
         helpers.append(gevent.spawn(_want_restart, generator, runner))
     if not isinstance(runner, WorkerRunner) or runner.worker_index == 0:
         helpers.append(gevent.spawn(_progress, generator))
     any_ = generator.await_connected()
     if isinstance(runner, WorkerRunner):
-        runner.send_message("bednet-ready")
+        runner.send_message("bednet-ready", {"clock": generator.clock, "host": HOST})
         while not Stage.go.wait(0.1) and not generator.interrupted:
             pass
     if any_ and not generator.interrupted:
@@ -183,17 +211,84 @@ def _run(environment: Environment) -> None:
 # Several processes: one leads, and Locust carries the messages
 
 
-def _all_ready(environment: Environment, **_: Any) -> None:
+def _all_ready(environment: Environment, msg: Any, **_: Any) -> None:
     """Begin when every process has its devices connected."""
     assert Stage.plan is not None
-    assert environment.runner is not None
-    Stage.ready += 1
-    if Stage.ready == Stage.plan.generators:
-        environment.runner.send_message("bednet-go")
+    Stage.ready[msg.node_id] = (msg.data["host"], msg.data["clock"])
+    if len(Stage.ready) == Stage.plan.generators:
+        gevent.spawn(_begin, environment.runner)
+
+
+def _begin(runner: Any) -> None:
+    """Find out how far the machines' clocks are apart, and let all begin."""
+    Stage.clocks = _ask_clocks(runner)
+    runner.send_message("bednet-go", {"own": clock_id(), "clocks": [clock.to_json() for clock in Stage.clocks]})
+
+
+def _ask_clocks(runner: Any) -> list[Clock]:
+    """Ask one process of each machine but ours what time it is."""
+    own = clock_id()
+    found = []
+    for node, (host, clock) in {clock: (node, (host, clock)) for node, (host, clock) in Stage.ready.items()}.values():
+        if clock == own:
+            continue
+        Stage.echoes.clear()
+        for number in range(ROUNDS):
+            asked = time.monotonic_ns()
+            Stage.echo = AsyncResult()
+            runner.send_message("bednet-clock", {"number": number}, node)
+            with gevent.Timeout(1.0, False):
+                answered, at = Stage.echo.get()
+                Stage.echoes.append(Echo(asked, at, answered))
+        if Stage.echoes:
+            found.append(Clock(host, clock, *estimate(Stage.echoes)))
+    return found
+
+
+def _clock_told(msg: Any, **_: Any) -> None:
+    if Stage.echo is not None:
+        Stage.echo.set((time.monotonic_ns(), msg.data["at_ns"]))
+
+
+def _tell_clock(environment: Environment, **_: Any) -> None:
+    runner: Any = environment.runner
+    runner.send_message("bednet-clock", {"at_ns": time.monotonic_ns()})
+
+
+def _go(msg: Any, **_: Any) -> None:
+    clocks = [Clock.from_json(clock) for clock in msg.data["clocks"]]
+    assert Stage.generator is not None
+    own = Stage.generator.clock
+    Stage.generator.ahead = ahead_of(own, [*clocks, Clock("", msg.data["own"], 0, 0)])
+    Stage.ahead_ns = next((clock.ahead_ns for clock in clocks if clock.clock == own), 0)
+    Stage.go.set()
 
 
 def _collect(msg: Any, **_: Any) -> None:
     Stage.told.append(msg.data)
+
+
+def _tell_drained(generator: Generator, runner: WorkerRunner) -> None:
+    """Tell the leader, from the end of the schedule on, how much this process has heard and made others hear."""
+    while True:
+        gevent.sleep(DRAIN_S)
+        if generator.phase is Phase.DRAINING:
+            runner.send_message("bednet-drain", {"arrived": generator.arrived, "expected": generator.expected()})
+
+
+def _drained(environment: Environment, msg: Any, **_: Any) -> None:
+    assert Stage.plan is not None
+    runner: Any = environment.runner
+    Stage.drained[msg.node_id] = (msg.data["arrived"], msg.data["expected"])
+    if len(Stage.drained) == Stage.plan.generators:
+        arrived, expected = (sum(counts) for counts in zip(*Stage.drained.values(), strict=True))
+        if arrived >= expected:
+            runner.send_message("bednet-enough")
+
+
+def _enough(**_: Any) -> None:
+    if Stage.generator is not None:
+        Stage.generator.enough.set()
 
 
 def _stop(**_: Any) -> None:
@@ -212,6 +307,12 @@ def _lead(environment: Environment) -> None:
             environment.runner.quit()
             return
     if not Stage.result.exists():
+        if Stage.clocks:
+            later = {clock.clock: clock.ahead_ns for clock in _ask_clocks(environment.runner)}
+            Stage.clocks = [
+                replace(clock, drift_ns=later[clock.clock] - clock.ahead_ns) if clock.clock in later else clock
+                for clock in Stage.clocks
+            ]
         _write_all(interrupted=False)
     if environment.web_ui is None:
         environment.runner.quit()
@@ -231,8 +332,11 @@ def _write_all(*, interrupted: bool) -> None:
             whole.merge(tally)
     if whole is None:
         return
+    whole.clock_error_ms = error_ms(Stage.clocks)
     _write(
         {
+            "clocks": [clock.to_json() for clock in Stage.clocks],
+            "machines": {told["host"]: told["machine"] for told in Stage.told},
             "complete": len(Stage.told) == Stage.plan.generators and all(told["complete"] for told in Stage.told),
             "interrupted": interrupted or any(told["interrupted"] for told in Stage.told),
             "began_s": min(told["began_s"] for told in Stage.told),
@@ -242,10 +346,15 @@ def _write_all(*, interrupted: bool) -> None:
 
 
 def _tell(environment: Environment, generator: Generator, tally: Tally, *, complete: bool) -> None:
+    for name in ("broken_at_ns", "back_at_ns"):
+        if moment := getattr(tally, name):
+            setattr(tally, name, moment - Stage.ahead_ns)
     document = {
+        "host": HOST,
+        "machine": this_machine(),
         "complete": complete,
         "interrupted": generator.interrupted,
-        "began_s": generator.begin_ns / 1e9,
+        "began_s": (generator.begin_ns - Stage.ahead_ns) / 1e9 if generator.begin_ns else 0.0,
         "tally": tally.to_json(),
     }
     if isinstance(environment.runner, WorkerRunner):

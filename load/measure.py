@@ -5,7 +5,8 @@
 - :class:`Histogram`: durations, within 1.6 %, in constant memory; histograms of several processes add up.
 - :class:`Ledger`: what one receiver has heard of one stream: lost, twice, out of order.
 
-All moments are nanoseconds of CLOCK_MONOTONIC, which all processes of a machine share. A latency is counted from the
+All moments are nanoseconds of CLOCK_MONOTONIC, which all processes of a machine share; how far the clocks of several
+machines are apart is measured (:mod:`load.clocks`). A latency is counted from the
 moment a message was due, not from when the generator came round to sending it: a slow broker, or generator, cannot hide
 the messages that had to wait (coordinated omission).
 """
@@ -48,8 +49,16 @@ class Stamp(NamedTuple):
 
 
 def clock_id() -> int:
-    """Return what tells this machine's monotonic clock from others: it begins anew with each boot."""
-    return zlib.crc32(Path("/proc/sys/kernel/random/boot_id").read_bytes())
+    """Return what tells this process's monotonic clock from others: it begins anew with each boot.
+
+    Containers of a machine have its clock, but for those with a time namespace of their own (time_namespaces(7)).
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    try:
+        namespace = Path("/proc/self/ns/time").readlink().name
+    except OSError:
+        namespace = ""
+    return zlib.crc32(boot + namespace.encode())
 
 
 def stamp(head: Stamp, padding: bytes = b"") -> bytes:

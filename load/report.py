@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import html
 import json
-import os
-import platform
-import ssl
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bednet.errors import BednetError
+from load.machine import this_machine
 from load.measure import merged
 from load.observe import CPU_MAX
 from load.plan import JUDGED, SLOW
@@ -27,8 +23,10 @@ from load.slo import FIGURES, Judgement, Status, Verdict, figures, number
 from load.svg import Line, chart
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
+    from load.clocks import Clock
     from load.observe import Observation
     from load.plan import Plan
     from load.tally import Tally
@@ -62,6 +60,8 @@ class Report:
 
     :ivar began_s: this machine's monotonic clock at the start of the schedule; 0 where it never began.
     :ivar identities: one sentence about whose certificates were used.
+    :ivar machines: by host, what each generator ran on; empty where it was this machine.
+    :ivar clocks: those of the generators' machines.
     :ivar notes: sentences that a reader must know, such as that generator and broker shared a machine.
     """
 
@@ -75,6 +75,8 @@ class Report:
     interrupted: bool
     identities: str
     notes: tuple[str, ...] = ()
+    machines: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    clocks: tuple[Clock, ...] = ()
 
     @property
     def partial(self) -> bool:
@@ -91,31 +93,6 @@ class Report:
         """How many were delivered in a second."""
         unique = sum(delivery.unique for delivery in self.tally.deliveries.values())
         return unique / self.tally.wall_s if self.tally.busy_s else 0.0
-
-
-def generator_machine() -> dict[str, str]:
-    """Return what the generator runs on, and with."""
-    cpu = ""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith(("model name", "Model")):
-                cpu = line.partition(":")[2].strip()
-                break
-        memory = Path("/proc/meminfo").read_text(encoding="utf-8").split()[1]
-    except OSError:
-        memory = "0"
-    return {
-        "cpu": cpu or platform.machine(),
-        "cores": str(len(os.sched_getaffinity(0))),
-        "memory": f"{int(memory) // 1024} MiB",
-        "kernel": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "openssl": ssl.OPENSSL_VERSION,
-        "locust": version("locust"),
-        "gevent": version("gevent"),
-        "paho-mqtt": version("paho-mqtt"),
-        "bednet": version("bednet"),
-    }
 
 
 def broke_first(report: Report) -> str:
@@ -205,7 +182,9 @@ def as_json(report: Report) -> dict[str, Any]:
             }
             for finding in report.judgement.findings
         ],
-        "generator": generator_machine(),
+        "generator": this_machine(),
+        "generators": {name: dict(facts) for name, facts in report.machines.items()},
+        "clocks": [clock.to_json() for clock in report.clocks],
         "broker": {
             **(report.observation.host if report.observation else {}),
             "journal": report.observation.journal if report.observation else {},
@@ -505,9 +484,10 @@ def _machines(report: Report) -> str:
     tally = report.tally
     share = 100 * tally.cpu_s / tally.busy_s if tally.busy_s else 0.0
     handled = sum(tally.sent.values()) + sum(d.unique for d in tally.deliveries.values())
-    generator = generator_machine() | {
+    generator = {} if report.machines else this_machine()
+    generator |= {
         "processes": str(tally.processes),
-        "CPU used": f"{share:.0f} % of a core for each process",
+        "CPU used": f"{share:.0f} % of a core for each process, the busiest {100 * tally.busiest:.0f} %",
         "messages per CPU second": f"{handled / tally.cpu_s:,.0f}" if tally.cpu_s else "-",
         "late, p99": f"{_ms(tally.lag.percentile_ms(99))} ms",
     }
@@ -529,8 +509,21 @@ def _machines(report: Report) -> str:
         gateway |= {f"journal: {name}": f"{count:,} lines" for name, count in seen.journal.items()}
     if seen and seen.died:
         gateway["broker's process"] = "gone before the end"
+    if report.clocks:
+        generator["latency between its machines"] = f"right to {tally.clock_error_ms:.2f} ms"
+    machines = []
+    for host, its in report.machines.items():
+        facts = dict(its)
+        for clock in report.clocks:
+            if clock.host == host:
+                facts["clock, ahead of the leader's"] = (
+                    f"{clock.ahead_ns / 1e6:,.3f} ms, right to {clock.error_ns / 1e6:.3f} ms"
+                )
+                drift = "unknown" if clock.drift_ns is None else f"{clock.drift_ns / 1e6:.3f} ms"
+                facts["clock, drift in the run"] = drift
+        machines.append((f"Generator on {host}", facts))
     tables = []
-    for title, facts in (("Generator", generator), ("Gateway", gateway)):
+    for title, facts in (("Generator", generator), *machines, ("Gateway", gateway)):
         rows = "".join(_row(pair) for pair in facts.items()) or _row(["nothing is known", ""])
         tables.append(f"<table><tr><th colspan='2'>{title}</th></tr>{rows}</table>")
     return "".join(tables)

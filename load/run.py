@@ -10,33 +10,40 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bednet.errors import BednetError
+from load.clocks import Clock
 from load.plan import RESTART
+from load.remote import Workers
 from load.report import Report
 from load.slo import Threshold, judge
 from load.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Future
 
     from load.observe import Observer
     from load.plan import Plan
+    from load.remote import Share
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 _POLL_S = 0.1
 #: What a run may take beyond its own time: starting Locust, connecting, writing.
 SLACK_S = 90.0
+#: How long workers on other hosts may take to be there.
+WORKERS_S = 60
 
 
 class RunError(BednetError):
@@ -51,6 +58,7 @@ class Generated:
 
     :ivar began_s: the monotonic clock when the load began; 0 where it never did.
     :ivar notes: sentences for the report.
+    :ivar machines: what the generators on other hosts ran on, and `clocks` how far their clocks were apart.
     """
 
     tally: Tally
@@ -58,14 +66,24 @@ class Generated:
     interrupted: bool
     began_s: float
     notes: tuple[str, ...] = ()
+    machines: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    clocks: tuple[Clock, ...] = ()
 
 
-def generate(plan: Plan, *, web_port: int | None = None, restart: Callable[[], str] | None = None) -> Generated:
+def generate(
+    plan: Plan,
+    *,
+    web_port: int | None = None,
+    restart: Callable[[], str] | None = None,
+    shares: Sequence[Share] = (),
+) -> Generated:
     """Play a plan in Locust; Ctrl-C ends it early, and what was counted until then is returned.
 
     :param restart: restarts the broker when the plan wants it, and returns what went wrong, or nothing.
     :param web_port: show Locust's web interface on this port of the loopback interface; it stays until Ctrl-C.
+    :param shares: what each of several other hosts plays; nothing is all of it here.
     :raises RunError: when Locust ends without telling anything.
+    :raises RemoteError: when a host cannot be used.
     """
     with tempfile.TemporaryDirectory(prefix="bednet-load-") as name:
         folder = Path(name)
@@ -73,14 +91,18 @@ def generate(plan: Plan, *, web_port: int | None = None, restart: Callable[[], s
         plan.write(plan_file)
         words = [sys.executable, "-m", "locust", "-f", str(CHECKOUT / "load/locustfile.py"), "--loglevel", "ERROR"]
         words += ["--plan", str(plan_file), "--result", str(result), "--stop-timeout", "1"]
-        if plan.generators > 1:
+        port = _free_port() if shares else 0
+        if shares:
+            words += ["--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", str(port)]
+            words += ["--expect-workers", str(plan.generators), "--expect-workers-max-wait", str(WORKERS_S)]
+        elif plan.generators > 1:
             words += ["--processes", str(plan.generators)]
         if web_port is None:
             words += ["--headless", "--only-summary"]
         else:
             words += ["--autostart", "--web-host", "127.0.0.1", "--web-port", str(web_port)]
         path = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        with log.open("wb") as out:
+        with log.open("wb") as out, ExitStack() as stack:
             process = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,
@@ -90,11 +112,20 @@ def generate(plan: Plan, *, web_port: int | None = None, restart: Callable[[], s
                 # Ctrl-C reaches us alone: told twice, it would stop in the middle of writing what it has.
                 start_new_session=True,
             )
-            with ThreadPoolExecutor(max_workers=1) as pool:
-                restarting = _Restarting(pool, result.with_suffix(RESTART), restart)
-                interrupted = _await(process, plan, result, restarting, web=web_port is not None)
+            stack.callback(_end, process)
+            workers = (
+                stack.enter_context(Workers(plan, shares, port, _deadline_s(plan) + WORKERS_S)) if shares else None
+            )
+            pool = stack.enter_context(ThreadPoolExecutor(max_workers=1))
+            restarting = _Restarting(pool, result.with_suffix(RESTART), restart)
+            interrupted = _await(process, plan, result, restarting, workers, web=web_port is not None)
+            lost = workers.lost() if workers is not None and (interrupted or not result.exists()) else ""
+            # Locust's end is that of its workers.
+            _end(process)
         if not result.exists():
             said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            if lost:
+                raise RunError(f"A host that generates load was lost: {lost}. Cure: see what it says above.")
             raise RunError(
                 f"The load generator ended (exit code {process.returncode}) and told nothing"
                 f"{': ' + said[-1] if said else ''}. Cure: read what it says above."
@@ -105,8 +136,19 @@ def generate(plan: Plan, *, web_port: int | None = None, restart: Callable[[], s
         told["complete"],
         told["interrupted"] or interrupted,
         told["began_s"],
-        restarting.told(told["began_s"]) if plan.restart else (),
+        (
+            *(restarting.told(told["began_s"]) if plan.restart else ()),
+            *((f"A host that generates load was lost in the run: {lost}.",) if lost else ()),
+        ),
+        {name: facts for name, facts in told.get("machines", {}).items() if name},
+        tuple(Clock.from_json(clock) for clock in told.get("clocks", ())),
     )
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
 
 
 class _Restarting:
@@ -142,10 +184,17 @@ class _Restarting:
         return (f"The broker was restarted {at:.1f} s after the load began; that took {self._took_s:.1f} s.",)
 
 
-def _await(process: subprocess.Popen[bytes], plan: Plan, result: Path, restarting: _Restarting, *, web: bool) -> bool:
+def _await(
+    process: subprocess.Popen[bytes],
+    plan: Plan,
+    result: Path,
+    restarting: _Restarting,
+    workers: Workers | None,
+    *,
+    web: bool,
+) -> bool:
     """Wait for the generator; return whether it was interrupted."""
-    last = max((player.connect_at_s for player in plan.players), default=0.0)
-    deadline = time.monotonic() + last + plan.warmup_s + plan.duration_s + 2 * plan.drain_s + SLACK_S
+    deadline = time.monotonic() + _deadline_s(plan)
     try:
         while process.poll() is None and (web or time.monotonic() < deadline):
             if web and result.exists():
@@ -153,6 +202,9 @@ def _await(process: subprocess.Popen[bytes], plan: Plan, result: Path, restartin
                 process.wait()
                 return False
             restarting.look()
+            if workers is not None and workers.lost() and not result.exists():
+                _end(process)
+                return True
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
         over = web and result.exists()
@@ -165,6 +217,11 @@ def _await(process: subprocess.Popen[bytes], plan: Plan, result: Path, restartin
         _end(process)
         return True
     return False
+
+
+def _deadline_s(plan: Plan) -> float:
+    last = max((player.connect_at_s for player in plan.players), default=0.0)
+    return last + plan.warmup_s + plan.duration_s + 2 * plan.drain_s + SLACK_S
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -187,6 +244,7 @@ def run(
     notes: Sequence[str] = (),
     web_port: int | None = None,
     restart: Callable[[], str] | None = None,
+    shares: Sequence[Share] = (),
 ) -> Report:
     """Play a plan, watch the broker meanwhile, and judge.
 
@@ -197,7 +255,7 @@ def run(
     if observer is not None:
         observer.start()
     try:
-        generated = generate(plan, web_port=web_port, restart=restart)
+        generated = generate(plan, web_port=web_port, restart=restart, shares=shares)
     finally:
         observation = observer.stop() if observer is not None else None
     judgement = judge(
@@ -218,4 +276,6 @@ def run(
         generated.interrupted,
         identities,
         (*notes, *generated.notes),
+        generated.machines,
+        generated.clocks,
     )

@@ -31,6 +31,8 @@ VERSION = 1
 #: Above this share of a core, or above this lag, the generator is what limits the run.
 GENERATOR_CPU_PERCENT = 90.0
 GENERATOR_LAG_P99_MS = 50.0
+#: Latencies between machines whose clocks are known no better are no basis for a verdict.
+CLOCK_ERROR_MS = 10.0
 
 #: Every figure, with its unit and what it is.
 FIGURES: Mapping[str, tuple[str, str]] = {
@@ -201,9 +203,16 @@ def figures(tally: Tally, observation: Observation | None) -> dict[str, float | 
 def generator_limits(tally: Tally) -> tuple[str, ...]:
     """Say why the generator was the limit; nothing where it was not."""
     reasons = []
-    share = 100 * tally.cpu_s / tally.busy_s if tally.busy_s else 0.0
+    share = 100 * max(tally.busiest, tally.cpu_s / tally.busy_s if tally.busy_s else 0.0)
     if share > GENERATOR_CPU_PERCENT:
-        reasons.append(f"The generator used {share:.0f} % of its cores (at most {GENERATOR_CPU_PERCENT:.0f} %).")
+        reasons.append(
+            f"A process of the generator used {share:.0f} % of a core (at most {GENERATOR_CPU_PERCENT:.0f} %)."
+        )
+    if tally.clock_error_ms > CLOCK_ERROR_MS:
+        reasons.append(
+            f"The clocks of the generator's machines are known to {tally.clock_error_ms:.1f} ms only (at most "
+            f"{CLOCK_ERROR_MS:.0f} ms)."
+        )
     lag = tally.lag.percentile_ms(99)
     if lag is not None and lag > GENERATOR_LAG_P99_MS:
         reasons.append(

@@ -84,6 +84,8 @@ class Tally:
     :ivar foreign: messages that were not of this run.
     :ivar broker_before: what the broker told of itself under $SYS when somebody who may hear it had subscribed;
         `broker_after` what it told last.
+    :ivar clock_error_ms: by how much a latency from one generator's machine to another's may be wrong, at most.
+    :ivar busiest: the largest share of a core that one process used, from 0 to 1.
     :ivar cpu_s: CPU time of all processes while they kept the schedule; `busy_s` how long they did.
     :ivar deliveries: by kind and QoS, such as ("telemetry", 1).
     :ivar tls: by version and cipher, how many connections.
@@ -113,6 +115,8 @@ class Tally:
     bytes_received: int = 0
     tls: Counter[str] = field(default_factory=Counter)
     lag: Histogram = field(default_factory=Histogram)
+    clock_error_ms: float = 0.0
+    busiest: float = 0.0
     cpu_s: float = 0.0
     busy_s: float = 0.0
     processes: int = 1
@@ -175,6 +179,7 @@ class Tally:
         # Who had no connection cannot say that all are back, and need not.
         back = [tally.back_at_ns for tally in (self, other) if tally.broken_at_ns]
         latest = max(back) if back and all(back) else 0
+        busiest, error = max(self.busiest, other.busiest), max(self.clock_error_ms, other.clock_error_ms)
         for name, value in vars(other).items():
             if name not in ("deliveries", "seconds"):
                 setattr(self, name, _sum(getattr(self, name), value))
@@ -186,6 +191,7 @@ class Tally:
             mine = self.second(number)
             for name, value in vars(second).items():
                 setattr(mine, name, _sum(getattr(mine, name), value))
+        self.busiest, self.clock_error_ms = busiest, error
         self.broken_at_ns, self.back_at_ns = min(broken, default=0), latest
 
 
