@@ -10,7 +10,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from bednet import commands, load_command, revocation, verify
+from bednet import commands, load_command, revocation, token_command, verify
 from bednet.errors import BednetError, TopicError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # A module offers commands by add_parser(subparsers); each command sets `run`, which takes the parsed arguments and
 # returns the exit code.
-MODULES = (commands, revocation, verify, load_command)
+MODULES = (commands, revocation, token_command, verify, load_command)
 
 
 def _parser() -> argparse.ArgumentParser:
