@@ -5,7 +5,7 @@
 - :mod:`load.planning`: who connects, says and hears what: from the site's devices and policy, and a profile;
   :mod:`load.plan`: the plan that comes of it.
 - :mod:`load.locustfile`, :mod:`load.generator`: the generator, which Locust runs.
-- :mod:`load.remote`, :mod:`load.worker`, :mod:`load.wheels`: generators on other hosts; :mod:`load.clocks`: their clocks.
+- :mod:`load.remote`, :mod:`load.worker`, :mod:`load.wheels`: generators on other hosts, and :mod:`load.clocks`.
 - :mod:`load.client`, :mod:`load.tls`: a device's connection: paho-mqtt on gevent.
 - :mod:`load.measure`: latencies, and what was lost, came twice or out of order.
 - :mod:`load.observe`: the broker, watched while it is loaded.

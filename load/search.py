@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Capacity search: how much a gateway holds before a threshold breaks.
 
+- :func:`limit`: whose limit a run met.
 - :func:`search`: doubles the pace until a run does not pass, then narrows it down. :class:`Found`: what came out.
 
 The number of devices stays, and with it the identities; the time between their messages is what changes.
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from load import report as reports
-from load.slo import Verdict
+from load.slo import Status, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 #: The search ends when the highest load that held and the lowest that did not are this near.
 NEAR = 1.2
 MOST_RUNS = 14
+#: A broker that uses so much of what it may use is at its limit.
+BUSY_PERCENT = 75.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class Found:
             return f"At least: {holds}. Its limit was not found in {len(self.steps)} runs."
         if self.broke.judgement.verdict is Verdict.FAILED:
             first = reports.broke_first(self.broke) or self.broke.judgement.reasons[0].rstrip(".")
-            return f"{holds}. At {self.broke.plan.offered_per_s:.0f}/s in, first: {first}."
+            met = limit(self.broke)
+            return f"{holds}. Its limit is {met}. At {self.broke.plan.offered_per_s:.0f}/s in, first: {first}."
         if self.broke.judgement.generator_limited:
             return (
                 f"At least: {holds}. At {self.broke.plan.offered_per_s:.0f}/s in the GENERATOR was the limit, and not "
@@ -94,8 +98,43 @@ class Found:
         steps = [{"factor": factor, **reports.as_json(report)} for factor, report in self.steps]
         for step in steps:
             del step["tally"]
-        document = {"version": 1, "verdict": self.verdict, "sentence": self.sentence(), "steps": steps}
+        broke = self.broke
+        document = {
+            "version": 1,
+            "verdict": self.verdict,
+            "sentence": self.sentence(),
+            "limit": limit(broke) if broke and broke.judgement.verdict is not Verdict.PASSED else "",
+            "steps": steps,
+        }
         return [*written, reports.write_text(folder / "search.json", json.dumps(document, indent=1))]
+
+
+def limit(report: Report) -> str:
+    """Say whose limit a run met that did not pass."""
+    seen = report.observation
+    if report.judgement.generator_limited:
+        return "the GENERATOR's, and not the gateway's"
+    if seen is not None and seen.died:
+        return "that the broker died"
+    cpu = seen.cpu_percent if seen is not None else None
+    if seen is not None and cpu is not None and cpu >= BUSY_PERCENT:
+        of = "the core" if seen.cores == 1 else f"the {100 * seen.cores:.0f} % of a core"
+        return f"the broker's CPU ({cpu:.0f} % of {of} that it may use)"
+    dropped = _dropped(report)
+    if dropped:
+        return (
+            f"what the broker keeps for a reader that is too slow: it dropped {dropped:,} messages with CPU to spare "
+            "(mosquitto_max_queued_messages, mosquitto_max_inflight_messages)"
+        )
+    broken = ", ".join(item.threshold.figure for item in report.judgement.findings if item.status is Status.BROKEN)
+    return f"none that was seen on the broker ({broken or 'the run did not come to its end'}): look at the network"
+
+
+def _dropped(report: Report) -> int:
+    """Return how many messages the broker says that it dropped during the run."""
+    told = (report.tally.broker_before, report.tally.broker_after)
+    before, after = (counts.get("$SYS/broker/publish/messages/dropped", "0") for counts in told)
+    return max(0, int(after) - int(before)) if before.isdigit() and after.isdigit() else 0
 
 
 def search(profile: Profile, attempt: Callable[[Profile], Report], *, say: Callable[[str], None]) -> Found:
@@ -110,6 +149,10 @@ def search(profile: Profile, attempt: Callable[[Profile], Report], *, say: Calla
     factor = 1.0
     while len(steps) < MOST_RUNS:
         report = attempt(_faster(profile, factor))
+        if report.judgement.generator_limited and not report.interrupted:
+            say(f"{factor:.2f} times the load: the generator was too slow; once more")
+            steps.append((factor, report))
+            report = attempt(_faster(profile, factor))
         steps.append((factor, report))
         say(f"{factor:.2f} times the load: {report.judgement.verdict.value}")
         if report.judgement.verdict is Verdict.PASSED:

@@ -368,6 +368,45 @@ def test_a_search_finds_the_knee(example: Site) -> None:
     assert 11 / search.NEAR <= held <= 11
     assert found.verdict is Verdict.PASSED
     assert "first: latency_p99_ms is 900" in found.sentence()
+    assert "Its limit is none that was seen on the broker" in found.sentence()
+
+
+def test_a_search_says_whose_limit_it_met(example: Site) -> None:
+    """The broker's CPU, the queue of a reader with CPU to spare, the broker's death, or the generator."""
+    slow = report(example)
+    busy = replace(watched(), samples=tuple(replace(s, cpu_percent=90.0) for s in watched().samples))
+    assert search.limit(replace(slow, observation=busy)) == "the broker's CPU (90 % of the core that it may use)"
+    small = tuple(replace(sample, cpu_percent=18.0) for sample in watched().samples)
+    quota = replace(watched(), samples=small, host={"cpu_max_host": "2000 10000"})
+    assert "(90 % of the 20 % of a core that it may use)" in search.limit(replace(slow, observation=quota))
+    dropping = report(example)
+    dropping.tally.broker_before["$SYS/broker/publish/messages/dropped"] = "7"
+    dropping.tally.broker_after["$SYS/broker/publish/messages/dropped"] = "1207"
+    assert "it dropped 1,200 messages with CPU to spare" in search.limit(dropping)
+    assert search.limit(replace(slow, observation=replace(watched(), died=True))) == "that the broker died"
+    judgement = replace(slow.judgement, generator_limited=("late",))
+    assert search.limit(replace(slow, observation=busy, judgement=judgement)).startswith("the GENERATOR's")
+
+
+def test_a_search_tries_once_more_where_the_generator_was_too_slow(example: Site) -> None:
+    """A machine that was busy for a moment ends no search."""
+    tried: list[float] = []
+
+    def attempt(profile: Profile) -> Report:
+        factor = 1 / profile.every_s
+        tried.append(factor)
+        made = report(example)
+        if factor > 4:
+            broken = replace(made.judgement, verdict=Verdict.FAILED, reasons=("latency_p99_ms is 900.",))
+            return replace(made, judgement=broken)
+        if factor == 2 and tried.count(2) == 1:
+            limited = replace(made.judgement, verdict=Verdict.INCONCLUSIVE, generator_limited=("It was late.",))
+            return replace(made, judgement=limited)
+        return made
+
+    found = search.search(Profile("", every_s=1.0), attempt, say=lambda _: None)
+    assert tried[:4] == [1, 2, 2, 4]
+    assert found.verdict is Verdict.PASSED
 
 
 def test_a_search_that_meets_the_generators_limit_claims_none_of_the_gateways(example: Site) -> None:
