@@ -1545,7 +1545,7 @@ def _read_me_token(device: Device, entry: Entry | None, issuer: str | None, mtls
         return ["With a token of the identity provider that the site's policy names; the site itself issues none."]
     how = {
         "tls_client_auth": "--cert certificate.pem --key key.pem -d client_id=" + device.id,
-        "private_key_jwt": "-d client_assertion_type=urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+        "private_key_jwt": "--cert certificate.pem --key key.pem -d client_assertion_type=urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
         " -d client_assertion@FILE",
         "client_secret_basic": "-K FILE",
     }[device.token or ""]
@@ -1559,7 +1559,8 @@ def _read_me_token(device: Device, entry: Entry | None, issuer: str | None, mtls
             f'  FILE holds the line: user = "{device.id}:..." with what is in client_secret for ...'
         ],
     }.get(device.token or "", [])
-    bound = device.token == "tls_client_auth"  # noqa: S105  (the name of a method)
+    # Shown to the token service, the certificate is what its tokens are bound to (RFC 8705, 3).
+    bound = device.token != "client_secret_basic"  # noqa: S105  (the name of a method)
     return [
         f"With a token, from {issuer} ({device.token}):",
         f"  curl --cacert ca.pem {how} -d grant_type=client_credentials {issuer}/token",

@@ -107,8 +107,9 @@ class TokenSource:
     :param method: `tls_client_auth` (RFC 8705), `private_key_jwt` (RFC 7523) or `client_secret_basic` (RFC 6749,
         2.3.1).
     :param ca: the site's CA certificates, PEM.
-    :param certificate: for `tls_client_auth`: the certificate, PEM, and `key` its key; tokens are bound to it.
-    :param key: for `private_key_jwt`: the key to sign with, PEM.
+    :param certificate: for `tls_client_auth`, PEM, and `key` its key. With `private_key_jwt` it is shown as well, and
+        tokens are bound to it; without it they are good for the method `ace` only, which is not in this file.
+    :param key: for `private_key_jwt`: also the key to sign with, PEM.
     :param client_secret: for `client_secret_basic`: the file with the secret.
     :param resource: ask for a token for this audience alone (RFC 8707), such as `mqtts://gateway-1.plant.example`.
     :param scope: ask for less than the policy grants: base64url of AIF (RFC 9431, 3).
@@ -159,7 +160,7 @@ class TokenSource:
             raise ValueError(f"{folder} is no bundle of a device that gets tokens from the site's own service")
         files = {
             "tls_client_auth": {"certificate": folder / "certificate.pem", "key": folder / "key.pem"},
-            "private_key_jwt": {"key": folder / "key.pem"},
+            "private_key_jwt": {"certificate": folder / "certificate.pem", "key": folder / "key.pem"},
             "client_secret_basic": {"client_secret": folder / "client_secret"},
         }
         return cls(**{**told, "ca": folder / "ca.pem", **files.get(told["method"], {}), **more})
@@ -167,13 +168,13 @@ class TokenSource:
     @property
     def is_bound(self) -> bool:
         """Whether its tokens are of use only together with the certificate (RFC 8705, 3)."""
-        return self.method == "tls_client_auth"
+        return self.certificate is not None
 
     def context(self) -> ssl.SSLContext:
         """Return the TLS settings for the token service, and for a broker that is shown such a token."""
         context = ssl.create_default_context(cafile=str(self.ca))
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if self.is_bound and self.certificate is not None:
+        if self.certificate is not None:
             context.load_cert_chain(self.certificate, self.key)
         return context
 

@@ -63,7 +63,7 @@ def files(home: Home, device: str) -> set[str]:
     ("method", "secret", "place", "told"),
     [
         ("tls_client_auth", {"key.pem", "certificate.pem"}, "8883", "--cert certificate.pem --key key.pem"),
-        ("private_key_jwt", {"key.pem", "certificate.pem"}, "8884", "client_assertion_type="),
+        ("private_key_jwt", {"key.pem", "certificate.pem"}, "8883", "client_assertion_type="),
         ("client_secret_basic", {"client_secret"}, "8884", 'user = "edge-1:'),
     ],
 )
