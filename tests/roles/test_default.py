@@ -473,7 +473,7 @@ def lax_policy(lab: Lab, request: pytest.FixtureRequest) -> Iterator[None]:
     strict, secrets = gateway.read_file(path).decode().splitlines(), json.dumps(_secrets(lab))
 
     def apply(lines: list[str]) -> None:
-        gateway.write_file("/run/site.jsonl", "".join(f"{line}\n" for line in lines), mode="0600")
+        gateway.write_file("/run/site.jsonl", "".join(f"{line}\n" for line in lines), mode="0644")
         gateway.exec(["bednet-store", "apply", "/run/site.jsonl"], input=secrets)
 
     rule = {"id": "test/lax", "effect": "allow", "access": request.param, "topic": ["#"], "during": [], "networks": []}

@@ -43,6 +43,11 @@ def _stored(host: Host, device: str) -> dict[str, object]:
     return told
 
 
+def _without_marks(devices: str) -> str:
+    """Return a devices.yml less the marks of reinstated devices."""
+    return re.sub(r'\n    reinstated: "[0-9TZ:-]+"', "", devices)
+
+
 # --- what lies on a gateway
 
 
@@ -51,7 +56,8 @@ def test_the_broker_reads_its_store_and_writes_nothing_but_the_table_of_readers(
     paths = ("/var/lib/bednet", STORE, f"{STORE}/data.mdb", f"{STORE}/lock.mdb", "/var/lib/bednet/site.jsonl")
     told = gateway.exec(["stat", "-c", "%a %U:%G", *paths]).stdout.splitlines()
     assert told == [
-        "750 root:mosquitto", "750 root:mosquitto", "640 root:mosquitto", "660 root:mosquitto", "600 root:root",
+        "750 root:mosquitto", "750 bednet-store:mosquitto", "640 bednet-store:mosquitto", "660 bednet-store:mosquitto",
+        "640 root:bednet-store",
     ]  # fmt: skip
     pid = gateway.exec(["systemctl", "show", "mosquitto", "--property=MainPID", "--value"]).stdout.strip()
     maps = gateway.exec(["cat", f"/proc/{pid}/maps"]).stdout
@@ -183,7 +189,7 @@ def test_a_device_is_revoked_everywhere_at_once_and_comes_back_with_new_keys(
 
     back = lab.play("reinstate.yml", "-e", f"device={device}")
     assert re.search(rf"issued: {device}\b", back.stdout)
-    assert devices.read_text(encoding="utf-8") == before
+    assert _without_marks(devices.read_text(encoding="utf-8")) == before
     # Nobody was restarted for any of this.
     assert {name: _started(lab.hosts[name]) for name in GATEWAYS} == brokers
     seen = handshake(plant.mtls(), certificate)
@@ -223,7 +229,7 @@ def test_a_gateway_out_of_reach_is_named_and_the_others_are_done(lab: Lab, plant
         if devices.read_text(encoding="utf-8") != before:
             lab.play("reinstate.yml", "-e", f"device={device}")
             plant.fetch_bundles()
-    assert devices.read_text(encoding="utf-8") == before
+    assert _without_marks(devices.read_text(encoding="utf-8")) == before
 
 
 # --- pre-shared keys
@@ -290,6 +296,7 @@ def test_a_device_with_a_pre_shared_key_does_what_it_may_until_it_is_revoked(
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)
 def test_a_gateway_goes_over_to_the_other_way_and_back_and_keeps_nothing(lab: Lab, plant: Plant) -> None:
     gateway = lab.hosts["gateway-1"]
     own = ["/etc/mosquitto/acl_file", "/etc/mosquitto/password_file"]
