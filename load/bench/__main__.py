@@ -37,7 +37,7 @@ exec python3 -m "$module" --plugin "$PWD/plugin/usr/lib/bednet/bednet_plugin.so"
 """
 DEVICES = 1_000_000
 TIMEOUT_S = 3600
-PARTS = ("compiling", "brokers")
+PARTS = ("compiling", "brokers", "tokens")
 
 
 def measured_in_container(
@@ -156,6 +156,10 @@ def bench(suite: str, page: Path, parts: Sequence[str], arguments: Sequence[str]
         with step("Brokers side by side"):
             figures = measured_in_container(suite, "load.bench.rounds", arguments, "Measuring brokers")
         keep("brokers", figures)
+    if "tokens" in parts:
+        with step("Tokens"):
+            figures = measured_in_container(suite, "load.bench.tokens", arguments, "Measuring tokens")
+        keep("tokens", figures)
     sys.stderr.write(f"{page}\n")
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 PLAINTEXT, OPEN, ACL_FILE, DYNAMIC_SECURITY, BEDNET = "plaintext", "mTLS", "acl_file", "dynamic-security", "bednet"
 OPENSSL = "openssl s_server"
-START_DEADLINE_S = 120.0
+START_DEADLINE_S = 60.0
 _STOP_DEADLINE_S = 30
 # The devices that a broker knows where a kind does not say.
 _FEW = 100
@@ -46,6 +46,7 @@ class Broker(ABC):
     """A broker of one kind, to be entered; it has its files in a folder of its own.
 
     :ivar port: where it listens, while it runs.
+    :ivar members: its processes, likewise.
     :ivar started_s: how long it took from its start to its first answer, in seconds.
     """
 
@@ -98,17 +99,25 @@ class Broker(ABC):
             )
         while True:
             try:
-                with self.client(READER):
-                    break
-            except (OSError, WireError):
+                self.ready()
+                break
+            except (OSError, WireError) as error:
                 if self.process.poll() is not None or time.monotonic() - begin > START_DEADLINE_S:
                     self.stop()
                     tail = self._log.read_text(encoding="utf-8", errors="replace")[-2000:]
-                    raise WireError(f"{self.kind} did not start: {tail}") from None
+                    raise WireError(f"{self.kind} did not start: {error}. {tail}") from None
                 time.sleep(0.002)
         self.started_s = time.monotonic() - begin
-        self._members = self._find_members()
+        self.members = self._find_members()
         return self
+
+    def ready(self) -> None:
+        """Return when it answers.
+
+        :raises OSError: when it does not yet; a :class:`load.bench.wire.WireError` says the same.
+        """
+        with self.client(READER):
+            return
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -150,7 +159,7 @@ class Broker(ABC):
     def cpu_s(self) -> float:
         """Return the CPU time that it has used, in seconds, to the nanosecond (schedstat of all its threads)."""
         total = 0
-        for member in self._members:
+        for member in self.members:
             for task in Path(f"/proc/{member}/task").iterdir():
                 total += int((task / "schedstat").read_text().split()[0])
         return total / 1e9
@@ -158,7 +167,7 @@ class Broker(ABC):
     def memory_bytes(self) -> int:
         """Return its resident memory, of which pages of files are a part."""
         total = 0
-        for member in self._members:
+        for member in self.members:
             for line in Path(f"/proc/{member}/status").read_text().splitlines():
                 if line.startswith("VmRSS:"):
                     total += int(line.split()[1]) * 1024

@@ -142,9 +142,12 @@ class Connects(NamedTuple):
     resumed: float
 
 
-def connects(broker: Broker, count: int, *, resume: bool = False, tls12: bool = False) -> Connects:
+def connects(
+    broker: Broker, count: int, *, resume: bool = False, tls12: bool = False, password: str | None = None
+) -> Connects:
     """Connect again and again, as one device."""
     client = broker.client(device(_CONNECTS), tls12=tls12)
+    client.password = password
     times, resumed = [], 0
     if resume:
         with client:

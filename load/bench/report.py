@@ -26,6 +26,7 @@ BASELINE = "mTLS"
 BIG = "bednet, 1,000,000 devices"
 CPU_RATIO, MEMORY_MB, STALL_MS, REVOKE_MS, START_S = 1.05, 25, 20, 100, 1
 COMPILE_S, COMPILE_MB, CHANGE_MS = 60, 1000, 50
+TOKEN_RATIO, SERVICE_MB = 1.10, 80
 _WIDTH = 120
 _OURS, _OTHERS, _LIGHT = "#2a6f4e", "#999", "#cfcfcf"
 
@@ -147,7 +148,23 @@ def goals(measured: Mapping[str, Any]) -> list[Goal]:
         found.append(Goal("compiling 1,000,000 devices", wanted, f"{seconds:.0f} s, {megabytes:.0f} MB", holds))
         what = "storing one changed device of 1,000,000"
         found.append(Goal(what, f"under {CHANGE_MS} ms", f"{change:.1f} ms", change < CHANGE_MS))
+    if "tokens" in measured:
+        found += _token_goals(measured["tokens"])
     return found
+
+
+def _token_goals(part: Mapping[str, Any]) -> list[Goal]:
+    without, shown = part["connections"].values()
+    value = statistics.median(ratios(shown, without))
+    what = "CPU per connection with a certificate and a token"
+    wanted = f"at most {TOKEN_RATIO:.2f} of the same without a token"
+    found = [Goal(what, wanted, ratio_cell(shown, without), value <= TOKEN_RATIO)]
+    ours = next(iter(part["services"].values()))
+    memory = statistics.median(ours["memory_mb"])
+    return [
+        *found,
+        Goal("memory of the token service", f"under {SERVICE_MB} MB", f"{memory:.0f} MB", memory < SERVICE_MB),
+    ]
 
 
 def _broker_goals(kinds: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Goal]:
@@ -198,6 +215,10 @@ def page(measured: Mapping[str, Any], name: str = "benchmarks") -> str:
         lines += _compiling(measured["compiling"])
     else:
         lines += ["## The compiler and the store", "", "Not measured yet: `python -m load.bench --only compiling`.", ""]
+    if "tokens" in measured:
+        lines += _tokens(measured["tokens"])
+    else:
+        lines += ["## Tokens", "", "Not measured yet: `python -m load.bench --only tokens`.", ""]
     return "\n".join([*lines, _NOT_MEASURED])
 
 
@@ -298,6 +319,49 @@ def _compiling(part: Mapping[str, Any]) -> list[str]:
         The compiled site has {sizes["compiled_mb"]} MB, the store {sizes["store_mb"]} MB. Measured once, on
         {part["date"]}."""
     return [*lines, *prose(said), ""]
+
+
+_TOKENS = """\
+{rounds} rounds on {date}{scaled}. Each token is asked for on a connection of its own, by tls_client_auth: a full TLS
+1.3 handshake with client certificates (P-256), then `POST /token`. Both services stand behind nginx as the role sets it
+up, but for its limits of requests, and sign with ES256 a JWT that is bound to the certificate. bednet's keeps what it
+knows in SQLite and cuts the scope down to the policy; oidc-provider keeps everything in its memory and has one scope.
+CPU is that of nginx and the service together. The tokens a second are those of {clients} clients on the same machine,
+with which the service shares its cores.
+"""
+_LIMIT = """\
+The limit is what cannot be left out: the handshake (`openssl s_server`, {handshake:.2f} ms of CPU) and one signature
+({signature:.3f} ms); its tokens a second are those of one core. The token has {size} bytes. The broker refuses the same
+token with a false signature ({refused}), so it is looked at.
+"""
+
+
+def _tokens(part: Mapping[str, Any]) -> list[str]:
+    scaled = f" (a quick look: {part['scale']:g} of the usual amount)" if part["scale"] != 1 else ""
+    middle = statistics.median
+    rows = []
+    for name, values in part["services"].items():
+        alone, busy = values["alone_ms"], values["busy_ms"]
+        cells = [cell(values["cpu_ms"], "{:.2f}"), f"{middle(alone):.1f} / {percentile(alone, 0.99):.1f}"]
+        cells += [cell(values["per_s"], "{:.0f}"), f"{middle(busy):.1f} / {percentile(busy, 0.99):.1f}"]
+        rows.append([f"**{name}**" if name.startswith("bednet") else name, *cells, cell(values["memory_mb"], "{:.0f}")])
+    limit = part["limit"]
+    least = [a + b for a, b in zip(limit["handshake_ms"], limit["signature_ms"], strict=True)]
+    wall = middle(limit["handshake_wall_ms"]) + middle(limit["signature_ms"])
+    rows.append(["the limit", cell(least, "{:.2f}"), f"{wall:.1f} / -", f"{1000 / middle(least):.0f}", "-", "-"])
+    rows += [[name, "not measured", "-", "-", "-", "-"] for name in part["missing"]]
+    titles = ["service", "ms CPU for a token", "one client: p50 / p99, ms"]
+    titles += ["side by side: tokens/s", "p50 / p99, ms", "memory, MB"]
+    lines = ["## Tokens", ""]
+    said = _TOKENS.format(rounds=part["rounds"], date=part["machine"]["date"], scaled=scaled, clients=4)
+    lines += [*prose(said), "", *table(titles, rows), ""]
+    for name, why in part["missing"].items():
+        lines += [*prose(f"**{name}: not measured.** {why}."), ""]
+    figures = {"handshake": middle(limit["handshake_ms"]), "signature": middle(limit["signature_ms"])}
+    lines += [*prose(_LIMIT.format(**figures, size=part["token_bytes"], refused=part["refused"])), ""]
+    without, shown = part["connections"].items()
+    rows = [[name, cell(values, "{:.2f}"), ratio_cell(values, without[1])] for name, values in (without, shown)]
+    return [*lines, *table(["a connection with", "broker's CPU, ms", "ratio"], rows), ""]
 
 
 class Bar(NamedTuple):
