@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from load.bench import __main__ as command
-from load.bench import compiling, report, tuning, wire
+from load.bench import compiling, report, tokens, tuning, wire
 from load.bench.brokers import compiled_site, replace_options
 from load.bench.measure import PAYLOAD, Pace, half_load
 from load.bench.peers import FOLDER, versions
@@ -51,6 +51,25 @@ def measured() -> dict[str, Any]:
             "missing": {"amqtt": "PyPI's packages could not be had"},
         }
     }
+
+
+@pytest.fixture
+def with_tokens(measured: dict[str, Any]) -> dict[str, Any]:
+    """Return the same, and what tokens cost; the peer could not be had."""
+    service = {"cpu_ms": [4.0, 4.4], "alone_ms": [5.0, 6.0], "per_s": [200.0, 220.0], "busy_ms": [9.0, 30.0]}
+    part = {
+        "rounds": 2,
+        "scale": 1.0,
+        "machine": MACHINE,
+        "services": {tokens.OURS: {**service, "memory_mb": [64.0]}},
+        "limit": {"handshake_ms": [1.2, 1.2], "handshake_wall_ms": [2.0, 2.0], "signature_ms": [0.05, 0.05]},
+        "connections": {tokens.WITHOUT: [1.0, 1.0], tokens.WITH: [1.05, 1.07]},
+        "versions": {},
+        "token_bytes": 630,
+        "refused": "no",
+        "missing": {tokens.OIDC: "npm's packages could not be had"},
+    }
+    return {**measured, "tokens": part}
 
 
 def test_ratios_are_taken_round_by_round() -> None:
@@ -167,6 +186,48 @@ def test_figures_of_another_form_are_measured_anew(tmp_path: Path) -> None:
     path.write_text(json.dumps({"rounds": 3, "kinds": {}, "machine": {}, "compiling": {"compile": {}}}))
     assert command.load(path) == {}
     assert command.load(tmp_path / "none.json") == {}
+
+
+def test_tokens_have_their_table_and_their_goals(with_tokens: dict[str, Any]) -> None:
+    page = report.page(with_tokens)
+    # The limit: a handshake of 1.2 ms and a signature of 0.05 ms.
+    assert "| the limit | 1.25 ±0 % | 2.0 / - | 800 | - | - |" in page
+    assert "**oidc-provider: not measured.** npm's packages could not be had." in page
+    held = {goal.what: goal.holds for goal in report.goals(with_tokens)}
+    assert held["CPU per connection with a certificate and a token"]
+    assert held["memory of the token service"]
+    with_tokens["tokens"]["connections"][tokens.WITH] = [1.11, 1.12]
+    with_tokens["tokens"]["services"][tokens.OURS]["memory_mb"] = [80.0]
+    held = {goal.what: goal.holds for goal in report.goals(with_tokens)}
+    assert not held["CPU per connection with a certificate and a token"]
+    assert not held["memory of the token service"]
+
+
+def test_the_front_is_the_roles_own(tmp_path: Path) -> None:
+    text = tokens.nginx_configuration(tmp_path, tmp_path / "tls", tmp_path / "app.sock", 18443)
+    assert "listen 127.0.0.1:18443 ssl;" in text
+    assert f"proxy_pass http://unix:{tmp_path}/app.sock:;" in text
+    # Nothing of the host's own.
+    assert "/run/bednet" not in text
+    assert "/etc/bednet" not in text
+
+
+def test_the_site_with_tokens_has_one_issuer_and_one_device_that_shows_them() -> None:
+    lines = [json.loads(line) for line in tokens.site_with_tokens()]
+    header = lines[0]
+    assert header["issuers"] == 1
+    assert len(lines) == 1 + header["profiles"] + header["issuers"] + header["devices"]
+    assert "issuer" in lines[1 + header["profiles"]]
+    assert [line["device"] for line in lines if line.get("token")] == [tokens.DEVICE]
+
+
+def test_a_service_that_refuses_is_no_service_that_is_fast() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"HTTP/1.1 429 Too Many Requests\r\n\r\n{}")
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(wire.WireError, match="429"):
+            tokens._exchange(ours, b"")
 
 
 def test_an_option_that_is_named_replaces_what_there_is() -> None:
