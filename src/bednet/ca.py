@@ -1545,8 +1545,8 @@ def _read_me_token(device: Device, entry: Entry | None, issuer: str | None, mtls
         return ["With a token of the identity provider that the site's policy names; the site itself issues none."]
     how = {
         "tls_client_auth": "--cert certificate.pem --key key.pem -d client_id=" + device.id,
-        "private_key_jwt": "--cert certificate.pem --key key.pem -d client_assertion_type=urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-        " -d client_assertion@FILE",
+        "private_key_jwt": "--cert certificate.pem --key key.pem"
+        " -d client_assertion_type=urn:ietf:params:oauth:client-assertion-type:jwt-bearer -d client_assertion@FILE",
         "client_secret_basic": "-K FILE",
     }[device.token or ""]
     key = _where_key(entry) if entry is not None else "of its certificate"
