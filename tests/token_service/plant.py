@@ -183,7 +183,7 @@ class Plant:
 
     def apply(self, lines: list[str] | None = None, **secrets: Any) -> dict[str, Any]:
         """Apply a site."""
-        data = site.read(lines or compiled(), {**self.secrets(), **secrets}, self.settings)
+        data = site.read(compiled() if lines is None else lines, {**self.secrets(), **secrets}, self.settings)
         return site.apply(self.database, data, self.clock.now)
 
     def rotate(self, **arguments: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tests.token_service.plant import (
     SITE_AUDIENCE,
     START,
     claims_of,
+    compiled,
     header_of,
     refused,
     thumbprint,
@@ -129,8 +130,6 @@ def test_two_resources_are_refused(plant: Plant) -> None:
 
 
 def test_site_with_several_audiences_gets_them_all_by_default(make_plant: Callable[..., Plant]) -> None:
-    from tests.token_service.plant import compiled
-
     both = ["mqtts://a.example", "mqtts://b.example"]
     plant = make_plant(apply=False, audiences=both)
     plant.apply(compiled(audience=both))

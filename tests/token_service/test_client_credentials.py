@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.token_service.plant import SECRETS, START, basic, claims_of, refused
+from bednet.token_service.site import SecretHash
+from tests.token_service.plant import DEVICES, SECRETS, START, basic, claims_of, compiled, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,8 +87,6 @@ def test_what_a_client_learns_is_the_same_for_all_of_them(plant: Plant) -> None:
 
 
 def test_unknown_client_costs_a_hash_as_well(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bednet.token_service.site import SecretHash
-
     hashed: list[str] = []
     real = SecretHash.matches
 
@@ -101,8 +100,6 @@ def test_unknown_client_costs_a_hash_as_well(plant: Plant, monkeypatch: pytest.M
 
 
 def test_secret_of_a_revoked_device_is_refused(plant: Plant) -> None:
-    from tests.token_service.plant import DEVICES, compiled
-
     plant.apply(compiled([{**row, "revoked": "superseded"} if row["device"] == "meter-1" else row for row in DEVICES]))
     refused(plant, plant.token_by_secret(), "invalid_client", "revoked", 401)
 

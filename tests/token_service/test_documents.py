@@ -11,6 +11,8 @@ import pytest
 from authlib.oauth2.rfc8414 import AuthorizationServerMetadata
 
 from bednet.token_service import jose, keys
+from bednet.token_service.app import make_app
+from tests.token_service.conftest import settings_of
 from tests.token_service.plant import ISSUER, START, TCP, header_of
 
 if TYPE_CHECKING:
@@ -131,9 +133,6 @@ def test_second_rotation_does_not_prolong_the_first(plant: Plant) -> None:
 
 
 def test_instances_sign_with_their_own_key_and_publish_all(plant: Plant, make_plant: Callable[..., Plant]) -> None:
-    from bednet.token_service.app import make_app
-    from tests.token_service.conftest import settings_of
-
     folder = plant.log.parent / "other-keys"
     folder.mkdir(mode=0o700)
     settings = settings_of(plant.log.parent, keys_dir=str(folder))

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes, hmac, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
-from bednet.token_service import jose
+from bednet.token_service import jose, revocation
 from tests.token_service.plant import (
     GATEWAY,
     ISSUER,
@@ -138,8 +138,6 @@ def test_replay_at_another_worker_is_refused(plant: Plant) -> None:
 
 
 def test_replay_in_the_last_second_after_a_purge_is_refused(plant: Plant) -> None:
-    from bednet.token_service import revocation
-
     assertion = plant.assertion(exp=START + 60)
     assert plant.token_by_assertion(assertion).status_code == 200
     plant.clock.now = START + 60 + 29

@@ -14,6 +14,7 @@ from cryptography.x509.oid import NameOID
 from tests.token_service.plant import (
     START,
     TCP,
+    UNIX,
     certificate,
     claims_of,
     from_nginx,
@@ -32,8 +33,6 @@ def send(
     plant: Plant, headers: dict[str, str] | list[tuple[str, str]], form: dict[str, str] | None = None, **more: Any
 ) -> Any:
     """Send headers as they are, not as nginx would."""
-    from tests.token_service.plant import UNIX
-
     return plant.app.test_client().post(
         "/token", data=form or FORM, headers=headers, environ_overrides={"gunicorn.socket": more.get("socket", UNIX)}
     )
