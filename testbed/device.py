@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plays the devices of a plant: each with its own credentials, connection, habits and counters.
 
-Runs on the lab's host `devices`, from a zip file that also holds paho-mqtt and :mod:`bednet.psk`: nothing but a bare
-Python is needed there.
+Runs on the lab's host `devices`, from a zip file that also holds paho-mqtt, :mod:`bednet.psk` and :mod:`bednet.client`:
+nothing but Python is needed there, and cryptography for devices that sign their requests for tokens.
 
 - :func:`main`: ``devices.pyz PLAN STATUS`` plays until SIGTERM.
 - :class:`Device`: one device.
@@ -10,7 +10,8 @@ Python is needed there.
 
 The plan is JSON: ``{"devices": [{"id", "bundle", "protocol", "authentication", "gateways": [{"address", "port"}],
 "publish": [{"topic", "every_s", "quantity", "unit", "base", "swing"}], "subscribe": [filter]}]}``; `protocol` is 4
-(MQTT 3.1.1) or 5, and a device with several gateways talks to all of them at once.
+(MQTT 3.1.1) or 5, and a device with several gateways talks to all of them at once. A device with `token` speaks MQTT 5,
+and renews its tokens in the session.
 
 Every message carries the number it has in its topic (`seq`, from 1), so that whoever listens can count what was lost.
 The status file is JSON, written anew every second: ``{"at", "devices": {id: counters}}``.
@@ -37,6 +38,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from bednet import psk
+from bednet.client import TokenClient, TokenSource
 
 if TYPE_CHECKING:
     from paho.mqtt.reasoncodes import ReasonCode
@@ -98,6 +100,7 @@ class Counters:
     :param received: messages that arrived.
     :param commands: of those, the ones addressed to this device by name.
     :param reconnects: connections made after the first.
+    :param renewals: tokens renewed in the session.
     :param refused: connections, subscriptions and publishes that a gateway refused.
     :param connected: how many gateways it is connected to now.
     :param error: the last thing that went wrong, or nothing.
@@ -109,6 +112,7 @@ class Counters:
     received: int = 0
     commands: int = 0
     reconnects: int = 0
+    renewals: int = 0
     refused: int = 0
     connected: int = 0
     error: str = ""
@@ -173,6 +177,11 @@ class Device:
 
     def _session(self, gateway: dict[str, Any]) -> mqtt.Client:
         new = self._plan["protocol"] == MQTT_5
+        if self._plan["authentication"] == "token":
+            source = TokenSource.of_bundle(Path(self._plan["bundle"]))
+            client: mqtt.Client = TokenClient(source, on_renewed=self._renewed)
+            client.user_data_set({"connects": 0, "up": False})
+            return self._set_up(client, gateway, new=True)
         client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
             client_id=self.id,
@@ -195,6 +204,9 @@ class Device:
         else:
             client.username_pw_set(self.id, (bundle / "password").read_text(encoding="utf-8").rstrip("\n"))
         client.tls_set_context(context)
+        return self._set_up(client, gateway, new=new)
+
+    def _set_up(self, client: mqtt.Client, gateway: dict[str, Any], *, new: bool) -> mqtt.Client:
         client.reconnect_delay_set(BACKOFF_FIRST_S, BACKOFF_LAST_S)
         client.max_queued_messages_set(QUEUE_MESSAGES)
         client.on_connect = self._connected
@@ -268,6 +280,13 @@ class Device:
             state["up"] = True
         for topic_filter in self._plan["subscribe"]:
             client.subscribe(topic_filter, qos=1)
+
+    def _renewed(self, outcome: object) -> None:
+        with self._lock:
+            if isinstance(outcome, Exception):
+                self.counters.error = f"no new token: {outcome}"
+            else:
+                self.counters.renewals += 1
 
     def _unreachable(self, _client: mqtt.Client, _state: Any) -> None:
         cause = sys.exc_info()[1]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import paho.mqtt
 import yaml
 
+from bednet import client as token_client
 from bednet import psk
 from testbed import device as player
 from testbed.common import LabError
@@ -61,8 +62,9 @@ chown -R devices: "$1/bundles"
 chmod -R u=rwX,go= "$1/bundles"
 """
 
-#: The ways to authenticate, the best first, and the port of a gateway that each is for.
-PORTS = {"certificate": "mtls_port", "password": "password_port", "psk": "psk_port"}
+#: The ways to authenticate, the best first, and the port of a gateway that each is for; a token that is bound to a
+#: certificate goes with that.
+PORTS = {"certificate": "mtls_port", "password": "password_port", "psk": "psk_port", "token": "password_port"}
 
 #: What a sensor measures, by its type: quantity, unit, base, swing. Sensors without a type are thermometers.
 QUANTITIES = {
@@ -261,6 +263,7 @@ def player_zip() -> bytes:
         archive.write(player.__file__, "__main__.py")
         archive.writestr("bednet/__init__.py", "")
         archive.write(psk.__file__, "bednet/psk.py")
+        archive.write(token_client.__file__, "bednet/client.py")
         for path in sorted(root.rglob("*.py")):
             archive.write(path, str(Path("paho") / path.relative_to(root)))
     return buffer.getvalue()
@@ -284,14 +287,16 @@ def plan(devices: Sequence[Mapping[str, Any]], clients: Mapping[str, Mapping[str
             continue
         habits = _habits(device, devices)
         way = next(way for way in PORTS if way in client["authentication"])
-        gateways = [{"address": gateway["address"], "port": gateway[PORTS[way]]} for gateway in client["gateways"]]
+        bound = way == "token" and client["token"]["method"] != "client_secret_basic"
+        port = "mtls_port" if bound else PORTS[way]
+        gateways = [{"address": gateway["address"], "port": gateway[port]} for gateway in client["gateways"]]
         everywhere = not habits["publish"] and "#" in habits["subscribe"]
         own = locations.index(str(device["location"])) % len(gateways)
         entries.append(
             {
                 "id": device["id"],
                 "bundle": f"{HOME}/bundles/{device['id']}",
-                "protocol": 5 if number % 2 else 4,
+                "protocol": 5 if number % 2 or way == "token" else 4,
                 "authentication": way,
                 "gateways": gateways if everywhere else [gateways[own]],
                 **habits,

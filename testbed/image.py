@@ -58,7 +58,7 @@ HOST_PACKAGES = (
     "systemd",
     "systemd-sysv",
 )
-FIELD_PACKAGES = ("mosquitto-clients", "nftables", "openssl", "python3-cryptography", "tcpdump")
+FIELD_PACKAGES = ("curl", "mosquitto-clients", "nftables", "openssl", "python3-cryptography", "tcpdump")
 #: gcc rather than build-essential: a third of the latter is C++, which nothing here is written in.
 BUILDER_PACKAGES = (
     "debhelper",

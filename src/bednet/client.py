@@ -271,17 +271,14 @@ class _Secret(Properties):
         return "[a token]"
 
 
-def oauthbearer(token: str, packet: int, **more: Any) -> Properties:
+def oauthbearer(token: str, packet: int) -> Properties:
     """Return the properties of CONNECT or AUTH that show a token (RFC 7628, 3.1).
 
     :param packet: `PacketTypes.CONNECT` or `PacketTypes.AUTH`.
-    :param more: further properties of that packet.
     """
     properties = _Secret(packet)  # type: ignore[no-untyped-call] # likewise
     properties.AuthenticationMethod = OAUTHBEARER
     properties.AuthenticationData = f"n,,\x01auth=Bearer {token}\x01\x01".encode()
-    for name, value in more.items():
-        setattr(properties, name, value)
     return properties
 
 
@@ -334,30 +331,27 @@ class TokenClient(_Reauthentication):
         self._on_renewed = on_renewed
         self._token: Token | None = None
         self._next: Token | None = None
-        self._more: dict[str, Any] = {}
+        self._more: Properties | None = None
         self._timer: threading.Timer | None = None
         self._guard = threading.RLock()
         self.tls_set_context(source.context())
-        # paho's own callbacks are left to the user.
-        self.on_pre_connect = None
 
-    def connect(self, host: str, port: int = 8883, keepalive: int = 60, **how: Any) -> MQTTErrorCode:  # type: ignore[override]
-        """Connect, as paho does.
-
-        :param how: `clean_start`, and properties of CONNECT by their names, such as `SessionExpiryInterval=3600`.
-        :raises TokenError: when there is no token.
-        """
-        start = how.pop("clean_start", mqtt.MQTT_CLEAN_START_FIRST_ONLY)
-        self._more = how
-        self.connect_async(host, port, keepalive, clean_start=start, properties=self._shown())
-        return self.reconnect()
+    def connect_async(self, host: str, port: int = 8883, *arguments: Any, **how: Any) -> None:
+        """Say where to connect, as paho does; the token is shown beside the properties that are given."""
+        self._more = how.pop("properties", None)
+        super().connect_async(host, port, *arguments, **how)
 
     def _shown(self) -> Properties:
         """Return the properties of CONNECT, with a token that is worth showing."""
         with self._guard:
             if self._token is None or self._token.left(time.monotonic()) < LEAST_SECONDS:
                 self._token = self.source.get()
-            return oauthbearer(self._token.text, PacketTypes.CONNECT, **self._more)
+            shown = oauthbearer(self._token.text, PacketTypes.CONNECT)
+        for name in shown.names:
+            attribute = name.replace(" ", "")
+            if not attribute.startswith("Authentication") and hasattr(self._more, attribute):
+                setattr(shown, attribute, getattr(self._more, attribute))
+        return shown
 
     def reconnect(self) -> MQTTErrorCode:
         """Connect again, as paho does by itself, with a token that is good.
