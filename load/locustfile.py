@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import gevent
 from gevent.event import AsyncResult, Event
-from locust import User, events, task
+from locust import User, events, stats, task
 from locust.runners import MasterRunner, WorkerRunner
 from locust.stats import bucket_response_time
 
@@ -53,6 +53,10 @@ NOBODY = 4
 DRAIN_S = 0.1
 #: How long the leader of several processes waits for what they counted when it is stopped.
 STOP_S = 10.0
+
+
+# Locust's charts show these.
+stats.PERCENTILES_TO_CHART = [0.5, 0.99]
 
 
 class Stage:
@@ -423,6 +427,11 @@ def _charts(environment: Environment, generator: Generator) -> None:
         shown = {("connect", "CONNACK"): tally.connect, ("reconnect", "CONNACK"): tally.reconnect}
         for (kind, qos), delivery in tally.deliveries.items():
             shown[f"{kind} QoS {qos}", "deliver"] = delivery.latency
+        now = time.time()
+        for entry in (environment.stats.total, *environment.stats.entries.values()):
+            if entry.use_response_times_cache:
+                # Of these its charts make percentiles of the last ten seconds.
+                entry._cache_response_times(int(now) - 1)
         for (name, method), histogram in shown.items():
             _log(environment, name, method, histogram, told)
 

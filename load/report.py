@@ -291,7 +291,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(-
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 table { border-collapse: collapse; margin: .5rem 0 }
 th, td { padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top }
-td.n { text-align: right; font-variant-numeric: tabular-nums }
+td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap } td.w { white-space: nowrap }
 .verdict { font-size: 1.15rem; font-weight: 600; border-left: .4rem solid; padding: .4rem .8rem }
 .passed, .met { color: var(--ok) } .failed, .broken { color: var(--bad) } .inconclusive, .not { color: var(--unsure) }
 .partial { border: 2px solid var(--bad); padding: .4rem .8rem; font-weight: 600 }
@@ -317,7 +317,8 @@ def as_html(report: Report) -> str:
     parts.append(f"<p>First out of bounds: {_(first)}.</p>" if first else "<p>Nothing went out of bounds.</p>")
     parts += ["<h2>Thresholds</h2>", _thresholds(report)]
     parts += ["<h2>What was delivered</h2>", _deliveries(tally)]
-    parts += ["<h2>Over time</h2>", *_charts(report)]
+    parts.append("<h2>Over time</h2><p class='dim'>Across: seconds since the schedule began.</p>")
+    parts += _charts(report)
     parts += ["<h2>Connections and refusals</h2>", _connections(report)]
     parts += ["<h2>Generator and gateway</h2>", _machines(report)]
     parts += ["<h2>What was not measured</h2>", _list([*not_measured(report), *report.notes])]
@@ -357,8 +358,8 @@ def _thresholds(report: Report) -> str:
         shown = "-" if finding.found is None else f"{number(finding.found)} {unit}".strip()
         css = "not" if finding.status is Status.NOT_MEASURED else finding.status.value
         rows.append(
-            f"<tr><td>{_(finding.threshold.figure)}</td><td class='n'>{_(shown)}</td><td>{_(finding.threshold)}</td>"
-            f"<td class='{css}'>{_(finding.status.value)}</td><td class='dim'>{_(meaning)}</td></tr>"
+            f"<tr><td>{_(finding.threshold.figure)}</td><td class='n'>{_(shown)}</td>"
+            f"<td class='w'>{_(finding.threshold)}</td><td class='{css}'>{_(finding.status.value)}</td><td class='dim'>{_(meaning)}</td></tr>"
         )
     return f"<table>{_head('figure', 'found', 'must be', '', 'meaning')}{''.join(rows)}</table>"
 

@@ -433,6 +433,38 @@ def test_a_search_without_end_ends(example: Site, tmp_path: Path) -> None:
     assert len(document["steps"]) == search.MOST_RUNS
 
 
+# Locust's charts
+
+
+def test_the_charts_go_on_for_as_long_as_the_run_does() -> None:
+    """Locust makes the percentiles of the last ten seconds of copies, which it makes where it counts itself."""
+    script = """if True:
+        import time, types
+        import gevent
+        from locust.stats import RequestStats
+        from load import locustfile
+        from load.tally import Tally
+
+        clock, seen = [1000.0], []
+        environment = types.SimpleNamespace(stats=RequestStats())
+        tally = Tally()
+        time.time = lambda: clock[0]
+
+        def second(_):
+            clock[0] += 1
+            tally.delivery("telemetry", 1).latency.add(20_000_000)
+            seen.append(environment.stats.total.get_current_response_time_percentile(0.99))
+            if len(seen) == 30:
+                raise SystemExit(print(seen[15:]))
+
+        gevent.sleep = second
+        locustfile._charts(environment, types.SimpleNamespace(tally=tally))
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [20] * 15
+
+
 # The command line: what is wrong is said before anything is touched
 
 
