@@ -45,7 +45,7 @@ def compile_acl_file(site: Site, *, strictest: bool = False) -> str:
 
     :param strictest: where the file cannot say what the policy says, let it allow less: an allow rule with a condition
         is left out, a deny rule with a condition holds always, a deny of one access denies both, and a device whose
-        access has an end, or that has nothing but a pre-shared key, is left out.
+        access has an end, or that has nothing but a pre-shared key or tokens, is left out.
     :raises SiteError: when an acl_file cannot say what the policy says.
     """
     problems = acl_problems(site, strictest=strictest)
@@ -60,7 +60,7 @@ def compile_acl_file(site: Site, *, strictest: bool = False) -> str:
 
 
 def _has_section(device: Device) -> bool:
-    return device.revoked is None and device.until is None and device.authentication != ("psk",)
+    return device.revoked is None and device.until is None and not set(device.authentication) <= {"psk", "token"}
 
 
 def _strict(grants: Iterable[Grant]) -> list[Grant]:
@@ -129,6 +129,15 @@ def _conditions(site: Site) -> dict[object, Problem]:
             message = f"device '{device.id}' authenticates with a pre-shared key, which needs the plugin"
             cure = "deploy with the plugin; or with --strictest (mosquitto_acl_file_strictest), without the key"
             problems["psk", device.id] = Problem(device.place_of("authentication"), "acl-psk", message, cure)
+        if "token" in device.authentication:
+            message = f"device '{device.id}' authenticates with tokens, which need the plugin"
+            cure = "deploy with the plugin; or with --strictest (mosquitto_acl_file_strictest), without its tokens"
+            problems["token", device.id] = Problem(device.place_of("authentication"), "acl-token", message, cure)
+    for issuer in site.issuers.values():
+        if issuer.roles:
+            message = f"issuer '{issuer.name}' says by tokens who a device is, which needs the plugin"
+            cure = "deploy with the plugin; or with --strictest (mosquitto_acl_file_strictest), without the issuer"
+            problems["issuer", issuer.name] = Problem(issuer.place, "acl-issuer", message, cure)
     return problems
 
 

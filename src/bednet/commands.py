@@ -145,6 +145,7 @@ def _summary(site: Site) -> dict[str, int]:
         "waiting_for_csr": sum(_waits(device) for device in active),
         "roles": len(site.roles),
         "rules": len(site.rules),
+        "issuers": len(site.issuers),
         "tests": len(site.tests),
     }
 
@@ -161,6 +162,7 @@ def _check(arguments: argparse.Namespace) -> int:
     _warn(site)
     counts = _summary(site)
     rules = f"Rules: {len(site.rules)}. " if site.rules else ""
+    rules += f"Issuers of tokens: {len(site.issuers)}. " if site.issuers else ""
     sys.stdout.write(
         f"{arguments.site}: fine. Devices: {counts['devices']} (revoked: {counts['revoked']}). "
         f"Roles: {counts['roles']}. {rules}Policy tests: {counts['tests']}.\n"

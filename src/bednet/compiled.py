@@ -21,6 +21,7 @@ import zoneinfo
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bednet.issuers import ROLE_PROFILE
 from bednet.policy import placeholders
 from bednet.site import PROBE_ID, probe_grants
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from bednet.devices import Device
+    from bednet.issuers import Issuer
     from bednet.policy import Rule, Window
     from bednet.site import Site
 
@@ -69,14 +71,14 @@ def write_file(site: Site, path: Path) -> None:
 
 def lines(site: Site) -> Iterator[str]:
     """Go through the lines of the compiled site, each with its end."""
-    profiles = {**site.profiles, PROBE_PROFILE: tuple(grant.rule for grant in probe_grants())}
+    profiles = {**site.profiles, **site.role_profiles, PROBE_PROFILE: tuple(grant.rule for grant in probe_grants())}
     windows = {window for rules in profiles.values() for rule in rules for window in rule.during}
     zones = sorted({window.zone for window in windows})
     header = {
         "bednet-compiled": 2,
         "zones": len(zones),
         "profiles": len(profiles),
-        "issuers": 0,
+        "issuers": len(site.issuers),
         "devices": len(site.devices) + 1,
     }
     yield _line(header)
@@ -85,6 +87,8 @@ def lines(site: Site) -> Iterator[str]:
     names = {key: _names(rules) for key, rules in profiles.items()}
     for key in sorted(profiles):
         yield _line({"profile": key, "names": names[key], "rules": [_rule(rule, names[key]) for rule in profiles[key]]})
+    for name in sorted(site.issuers):
+        yield _line(_issuer(site.issuers[name], names))
     probe = {
         "device": PROBE_ID,
         "profile": PROBE_PROFILE,
@@ -133,6 +137,37 @@ def _device(device: Device, profile: str, names: Iterable[str], ways: dict[tuple
         f'"authentication": {authentication}, "token": {token}, "until": {until}, '
         f'"revoked": {revoked}{mark}}}\n'
     )
+
+
+def _issuer(issuer: Issuer, names: Mapping[str, list[str]]) -> dict[str, object]:
+    """Return what a gateway has to know of an issuer.
+
+    :param names: by a profile's key, its placeholders.
+    """
+    roles: dict[str, object] | None = None
+    if issuer.roles_claim is not None:
+        mapped = []
+        for value, role in issuer.roles.items():
+            key = f"{ROLE_PROFILE}{role}"
+            claims = [issuer.attributes[name] for name in names[key]]
+            mapped.append({"value": value, "profile": key, "claims": claims})
+        roles = {"claim": issuer.roles_claim, "map": mapped}
+    return {
+        "issuer": issuer.issuer,
+        "name": issuer.name,
+        "service": issuer.service,
+        "audience": issuer.audience,
+        "algorithms": issuer.algorithms,
+        "leeway": issuer.leeway,
+        "longest": issuer.longest,
+        "typ": issuer.typ,
+        "scope": issuer.scope,
+        "claim": issuer.claim,
+        "prefix": issuer.prefix,
+        "roles": roles,
+        "keys": issuer.keys,
+        "jwks_url": issuer.jwks_url,
+    }
 
 
 def _names(rules: Iterable[Rule]) -> list[str]:

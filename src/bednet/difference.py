@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a change of a site means for its devices.
 
-- :func:`difference`: which devices gain and lose what, in words.
+- :func:`difference`: which devices gain and lose what, and who may sign tokens for them, in words.
 
 Devices to which the same happens are told together. What is compared is what the rules mean: a rule that moves, or
 that another one covers, is no change.
@@ -10,10 +10,12 @@ that another one covers, is no change.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bednet import topics
+from bednet.issuers import ROLE_PROFILE
 from bednet.lint import implies
 from bednet.moment import instant_text
 from bednet.policy import Access, Effect, placeholders
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from bednet.devices import Device
+    from bednet.issuers import Issuer
     from bednet.policy import Rule
     from bednet.site import Site
     from bednet.yamlfile import Scalar
@@ -87,7 +90,7 @@ def difference(old: Site, new: Site) -> str:
             groups[_Change("changed", had, has, values, notes)].append(device_id)
     told = [(change, ids, list(_lines(old, new, change))) for change, ids in groups.items()]
     told = [(change, ids, lines) for change, ids, lines in told if change.what != "changed" or lines or change.notes]
-    return _text(old, new, told)
+    return _text(old, new, told) + "".join(f"\n{block}\n" for block in _issuers(old, new))
 
 
 def _text(old: Site, new: Site, told: list[tuple[_Change, list[str], list[str]]]) -> str:
@@ -133,6 +136,11 @@ def _notes(before: Device | None, after: Device | None) -> Iterator[str]:
     ways_before = before.authentication if before is not None else ()
     ways_after = after.authentication if after is not None else ()
     yield from (f"+ authentication by {way}" for way in ways_after if way not in ways_before)
+    old_method = before.token_authentication if before is not None else None
+    new_method = after.token_authentication if after is not None else None
+    if old_method and new_method and old_method != new_method:
+        yield f"+ tokens by {new_method}"
+        yield f"- tokens by {old_method}"
     if after is not None:
         yield from (f"- authentication by {way}" for way in ways_before if way not in ways_after)
     was, is_ = (device.until if device is not None else None for device in (before, after))
@@ -142,10 +150,59 @@ def _notes(before: Device | None, after: Device | None) -> Iterator[str]:
         yield f"{sign} access " + ("without an end" if is_ is None else f"until {instant_text(is_)}") + then
 
 
+def _issuers(old: Site, new: Site) -> Iterator[str]:
+    """Go through the issuers of tokens with which something happens, a block for each."""
+    for name in sorted({*old.issuers, *new.issuers}):
+        before, after = old.issuers.get(name), new.issuers.get(name)
+        lines = []
+        if before is not None and after is not None:
+            lines += [f"{field} {was} -> {is_}" for field, was, is_ in _fields(before, after) if was != is_]
+        for value in sorted({*(before.roles if before else ()), *(after.roles if after else ())}):
+            rights = list(_lines_of(_given(old, before, value), _given(new, after, value)))
+            lines += [f"who has {value!r} in its token:", *(f"  {line}" for line in rights)] if rights else []
+        what = "new" if before is None else "gone" if after is None else "changed"
+        if lines or what != "changed":
+            present = after or before
+            yield "\n".join(
+                [f"issuer {name} ({present.issuer if present else ''}): {what}", *(f"  {line}" for line in lines)]
+            )
+
+
+def _fields(before: Issuer, after: Issuer) -> Iterator[tuple[str, str, str]]:
+    names = (
+        *("issuer", "service", "audience", "algorithms", "leeway", "longest", "typ", "scope", "claim", "prefix"),
+        *("roles_claim", "attributes", "jwks_url"),
+    )
+    for name in names:
+        yield name, _shown(getattr(before, name)), _shown(getattr(after, name))
+    was, is_ = ([str(jwk.get("kid", "(no kid)")) for jwk in issuer.keys or ()] for issuer in (before, after))
+    yield "keys", ", ".join(was) or "(none)", ", ".join(is_) or "(none)"
+    if was == is_ and before.keys != after.keys:
+        yield "keys", "some", "others of the same names"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {item}" for key, item in value.items()) or "(none)"
+    return "(none)" if value in (None, "") else str(value)
+
+
+def _given(site: Site, issuer: Issuer | None, value: str) -> list[_Line]:
+    """Return the rules that a value in a token of an issuer gives."""
+    role = issuer.roles.get(value) if issuer is not None else None
+    return _meant(site.role_profiles[f"{ROLE_PROFILE}{role}"] if role is not None else (), {})
+
+
 def _lines(old: Site, new: Site, change: _Change) -> Iterator[str]:
     """Say what a group gains and loses."""
     had = _meant(old.profiles[change.old] if change.old is not None else (), {n: v for n, v, _ in change.values})
     has = _meant(new.profiles[change.new] if change.new is not None else (), {n: v for n, _, v in change.values})
+    yield from _lines_of(had, has)
+
+
+def _lines_of(had: list[_Line], has: list[_Line]) -> Iterator[str]:
     for access in Access:
         before, after = (_Lists(lines, access) for lines in (had, has))
         for line in after.allows:

@@ -39,7 +39,7 @@ def odd_rules(site: Site) -> Iterator[Problem]:
 
 
 def _unused(site: Site) -> Iterator[Problem]:
-    held = {rule.id for rules in site.profiles.values() for rule in rules}
+    held = {rule.id for kept in (site.profiles, site.role_profiles) for rules in kept.values() for rule in rules}
     attributes: set[str] | None = None
     for rule in site.rules.values():
         if not rule.rules or rule.rules[0].id in held:

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 from bednet import topics
-from bednet.policy import Access, Verdict, decide_filter, placeholders
+from bednet.issuers import ROLE_PROFILE
+from bednet.policy import Access, Grant, Verdict, decide_filter, fill_in, placeholders
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from bednet.devices import Device
     from bednet.moment import Moment
-    from bednet.policy import Grant
     from bednet.site import Site
 
 COLUMNS = 20
@@ -119,6 +119,16 @@ def matrix_of(site: Site, moment: Moment) -> Matrix:
     for signature, ids in alike.items():
         grants = () if signature == (None,) else site.grants[ids[0]]
         columns[_column(grants, wanted, moment)].extend(ids)
+    for issuer in site.issuers.values():
+        for value, role in issuer.roles.items():
+            # What a token says is not known: what stands for it is no word of a topic.
+            given = tuple(
+                Grant(rule, fill_in(rule.template, {name: f"<{name}>" for name in placeholders(rule.template)}))
+                for rule in site.role_profiles[f"{ROLE_PROFILE}{role}"]
+            )
+            name = f"{issuer.prefix}.. with {value!r} of {issuer.name}"
+            order[name] = len(order)
+            columns[_column(given, wanted, moment)].append(name)
     for ids in columns.values():
         ids.sort(key=order.__getitem__)
     return Matrix(

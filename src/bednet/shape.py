@@ -75,6 +75,9 @@ def _subject(root: Node, path: list[str | int]) -> str:
         case ["rules", int(index), *_]:
             name = root.at(path[:2]).get("name")
             owner = f"rule {name.value!r}" if name and isinstance(name.value, str) else f"rule number {index + 1}"
+        case ["issuers", int(index), *_]:
+            name = root.at(path[:2]).get("name")
+            owner = f"issuer {name.value!r}" if name and isinstance(name.value, str) else f"issuer number {index + 1}"
         case ["tests", int(index), *_]:
             owner = f"test number {index + 1}"
     rest = path[2:] if owner else path

@@ -14,7 +14,7 @@ for the placeholders in them. Nothing is kept per device beyond that, so that a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from bednet import topics
@@ -30,6 +30,7 @@ from bednet.devices import (
 )
 from bednet.devices_import import load_devices
 from bednet.errors import Place, Problem, SiteError, TopicError
+from bednet.issuers import Issuer, missing_claims, read_issuers, role_profiles
 from bednet.lint import odd_rules
 from bednet.moment import UNKNOWN, instant_text
 from bednet.policy import Access, Decision, Effect, Grant, Role, Rule, Verdict, decide_by, fill_in, placeholders
@@ -83,6 +84,8 @@ class Site:
     :ivar rules: the attribute rules of policy.yml by name.
     :ivar profiles: by key, the rules that devices share; the key says which roles and attribute rules they come from.
     :ivar profile_of: the key of each device, revoked ones too.
+    :ivar issuers: who may sign tokens, by name.
+    :ivar role_profiles: likewise for devices that only a token describes, by the role that it gives.
     :ivar grants: by device id, what its rules mean for it; nothing for a revoked device. Made when asked for.
     :ivar warnings: what is odd, but no reason to refuse.
     """
@@ -96,6 +99,8 @@ class Site:
     grants: Mapping[str, tuple[Grant, ...]]
     tests: tuple[PolicyTest, ...]
     warnings: tuple[Problem, ...]
+    issuers: Mapping[str, Issuer] = field(default_factory=dict)
+    role_profiles: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
 
 
 class Grants(Mapping[str, tuple[Grant, ...]]):
@@ -142,10 +147,13 @@ def load_site(folder: Path, devices: Mapping[str, Device] | None = None) -> Site
     problems: list[Problem] = []
     policy_root = _load(folder, "policy", problems)
     policy = read_policy(policy_root, problems) if policy_root else Policy({}, {}, (), ())
+    issuers = read_issuers(policy_root, folder, policy.roles, problems) if policy_root else {}
     if devices is None:
         devices = load_devices(folder, problems)
     complete = policy_root is not None and devices is not None
-    assembly = _Assembly(devices or {}, policy, problems)
+    given = role_profiles(issuers.values(), policy.roles, policy.rules)
+    problems += missing_claims(issuers.values(), given)
+    assembly = _Assembly(devices or {}, policy, issuers, problems)
     if complete:
         assembly.run()
     errors = [problem for problem in problems if not problem.warning]
@@ -161,6 +169,8 @@ def load_site(folder: Path, devices: Mapping[str, Device] | None = None) -> Site
         grants=Grants(assembly.devices, assembly.profiles, assembly.profile_of),
         tests=policy.tests,
         warnings=(),
+        issuers=issuers,
+        role_profiles=given,
     )
     warnings = [*(problem for problem in problems if problem.warning), *odd_rules(site)]
     return replace(site, warnings=tuple(sorted(warnings, key=lambda problem: problem.place)))
@@ -196,6 +206,11 @@ def decide(
     if device is None:
         near = did_you_mean(device_id, site.devices)
         reason = f"there is no device {device_id!r} in {site.folder / 'devices.yml'}"
+        for issuer in site.issuers.values():
+            if issuer.roles and device_id.startswith(issuer.prefix):
+                roles = ", ".join(dict.fromkeys(issuer.roles.values()))
+                reason += f"; a token of issuer '{issuer.name}' gives it what that says, of the roles {roles}"
+                return Decision(False, Verdict.UNKNOWN_DEVICE, f"{reason} ({issuer.place})")
         return Decision(False, Verdict.UNKNOWN_DEVICE, f"{reason}; {near.strip()}" if near else reason)
     if device.revoked is not None:
         place = device.place_of("revoked")
@@ -265,9 +280,16 @@ def failing_tests(site: Site) -> list[Problem]:
 class _Assembly:
     """Brings devices and policy together; collects problems instead of stopping at the first."""
 
-    def __init__(self, devices: Mapping[str, Device], policy: Policy, problems: list[Problem]) -> None:
+    def __init__(
+        self,
+        devices: Mapping[str, Device],
+        policy: Policy,
+        issuers: Mapping[str, Issuer],
+        problems: list[Problem],
+    ) -> None:
         self.devices = devices
         self.policy = policy
+        self.issuers = issuers
         self.problems = problems
         self.profiles: dict[str, tuple[Rule, ...]] = {}
         self.profile_of: dict[str, str] = {}
@@ -288,10 +310,22 @@ class _Assembly:
         self._find_profiles()
         self._check_values()
         self._check_tests()
+        self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        """Tell of devices that wait for a token, while nobody may sign any."""
+        waiting = [device for device in self.devices.values() if "token" in device.authentication]
+        if waiting and not self.issuers:
+            first = waiting[0]
+            message = (
+                f"{_few([device.id for device in waiting])}: to authenticate with a token, and no issuer may sign one"
+            )
+            cure = "add the site's token service to 'issuers' in policy.yml"
+            self.refuse(first.place_of("authentication"), "no-issuer", message, cure, warning=True)
 
     def _check_roles(self) -> None:
         roles = self.policy.roles
-        used: set[str] = set()
+        used = {role for issuer in self.issuers.values() for role in issuer.roles.values()}
         sound: set[tuple[str, ...]] = set()
         for device in self.devices.values():
             if device.roles in sound:

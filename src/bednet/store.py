@@ -42,10 +42,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 try:
     import lmdb
-except ImportError:
-    sys.exit(
-        "bednet-store: the Python module lmdb is missing. Cure: run playbooks/site.yml, which installs python3-lmdb"
-    )
+except ImportError:  # who only reads a compiled site does without it
+    lmdb = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -683,7 +681,7 @@ def key_of(jwk: object, allowed: int) -> Key:
     """
     if not isinstance(jwk, dict):
         raise Unusable("it is not a JSON object")
-    if any(name in jwk for name in _PRIVATE):
+    if is_secret(jwk):
         raise Unusable("it is a private or secret key, which an issuer never gives away")
     kid = jwk.get("kid", "")
     if not isinstance(kid, str) or not _encodable(kid) or len(kid.encode()) > TEXT8:
@@ -713,6 +711,20 @@ def key_of(jwk: object, allowed: int) -> Key:
     if not ALGORITHMS[algorithm] & allowed:
         raise Unusable(f"it is for {algorithm}, which the issuer is not allowed")
     return Key(ALGORITHMS[algorithm], kid, spki)
+
+
+def is_secret(jwk: Json) -> bool:
+    """Say whether it has more than an issuer gives away."""
+    return any(name in jwk for name in _PRIVATE)
+
+
+def is_usable(jwk: object, allowed: int) -> bool:
+    """Say whether :func:`key_of` would make a key of it."""
+    try:
+        key_of(jwk, allowed)
+    except Unusable:
+        return False
+    return True
 
 
 def keys_of(jwks: Iterable[object], allowed: int) -> tuple[dict[str, Key], list[str]]:
@@ -1412,8 +1424,12 @@ class Store:
         :param map_size: bytes of address space to begin with.
         :param wait: seconds to wait for another run.
         :param clock: gives the time, in unix seconds.
-        :raises Refused: when there is no such group.
+        :raises Refused: when there is no such group, or no lmdb.
         """
+        if lmdb is None:
+            raise Refused(
+                "the Python module lmdb is missing. Cure: run playbooks/site.yml, which installs python3-lmdb"
+            )
         self.folder = folder
         self._map_size = map_size
         self._wait = wait

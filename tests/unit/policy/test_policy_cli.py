@@ -58,6 +58,7 @@ def test_compile_prints_one_json_object(site_folder: SiteFolder, capsys: pytest.
         "waiting_for_csr": 1,
         "roles": 1,
         "rules": 0,
+        "issuers": 0,
         "tests": 0,
     }
 
