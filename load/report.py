@@ -359,7 +359,8 @@ def _thresholds(report: Report) -> str:
         css = "not" if finding.status is Status.NOT_MEASURED else finding.status.value
         rows.append(
             f"<tr><td>{_(finding.threshold.figure)}</td><td class='n'>{_(shown)}</td>"
-            f"<td class='w'>{_(finding.threshold)}</td><td class='{css}'>{_(finding.status.value)}</td><td class='dim'>{_(meaning)}</td></tr>"
+            f"<td class='w'>{_(finding.threshold)}</td><td class='{css}'>{_(finding.status.value)}</td>"
+            f"<td class='dim'>{_(meaning)}</td></tr>"
         )
     return f"<table>{_head('figure', 'found', 'must be', '', 'meaning')}{''.join(rows)}</table>"
 
