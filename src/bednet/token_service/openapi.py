@@ -17,7 +17,7 @@ _TEXT = {"type": "string", "minLength": 1}
 _AUTHENTICATION = {
     "client_id": {**_TEXT, "maxLength": 64, "description": "The device's id; needed with a client certificate."},
     "client_assertion_type": {"type": "string", "const": ASSERTION_TYPE},
-    "client_assertion": {**_TEXT, "maxLength": 8192, "description": "A signed JWT (RFC 7523, 2.2)."},
+    "client_assertion": {**_TEXT, "description": "A signed JWT (RFC 7523, 2.2), at most 8192 bytes."},
 }
 _ERRORS = {
     "400": "Refused; 'error' says why (RFC 6749, 5.2).",
@@ -57,7 +57,7 @@ def _post(summary: str, form: dict[str, Any], schema: str | None, *codes: str) -
 
 
 def _get(summary: str, media: str, schema: dict[str, Any]) -> dict[str, Any]:
-    good = {"description": summary, "content": {media: {"schema": schema}}}
+    good = {"description": summary, "content": {media: {"schema": schema} if schema else {}}}
     return {
         "get": {
             "summary": summary,
@@ -120,7 +120,7 @@ def describe(config: Config) -> dict[str, Any]:
             "/jwks.json": _get(
                 "Public keys (RFC 7517)", "application/jwk-set+json", {"type": "object", "required": ["keys"]}
             ),
-            "/revocations": _get("Revoked tokens, signed", "application/jwt", {"type": "string"}),
+            "/revocations": _get("Revoked tokens, signed", "application/jwt", {}),
             "/healthz": _get("Health", "application/json", {"type": "object", "required": ["status"]}),
             "/openapi.json": _get("This description", "application/json", {"type": "object", "required": ["openapi"]}),
         },
