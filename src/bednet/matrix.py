@@ -149,7 +149,7 @@ def _out(device: Device, moment: Moment) -> bool:
 def _topics(site: Site) -> list[str]:
     found = {
         "/".join("+" if placeholders(level) else level for level in rule.template.split("/"))
-        for rules in site.profiles.values()
+        for rules in (*site.profiles.values(), *site.role_profiles.values())
         for rule in rules
     }
     found |= {topics.unshare(test.topic) for test in site.tests}

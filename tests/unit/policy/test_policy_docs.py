@@ -41,7 +41,7 @@ def test_every_example_says_what_happens(
     kinds = []
     for kind, name, text in BLOCK.findall(policy_page):
         kinds.append(kind)
-        if kind == "yaml":
+        if kind in ("yaml", "json"):
             (tmp_path / name if "/" in name else folder / name).write_text(text, encoding="utf-8")
         elif kind == "console":
             assert console(text, capsys) == text
@@ -50,4 +50,4 @@ def test_every_example_says_what_happens(
         else:
             pytest.fail(f"nobody runs blocks of the kind {kind!r}")
     assert len(kinds) == policy_page.count("\n```") // 2, "a block was not understood"
-    assert set(kinds) == {"yaml", "console", "acl"}
+    assert set(kinds) == {"yaml", "json", "console", "acl"}
