@@ -27,7 +27,7 @@ from load import report as reports
 from load.describe import Described, describe
 from load.identities import CHECKOUT, STATE, Identities, leftovers, read_pending, take_back
 from load.observe import Observer, restart
-from load.plan import CERTIFICATE, PASSWORD, PSK, WAYS, Gateway, Plan, PlanError
+from load.plan import CERTIFICATE, PASSWORD, PSK, TOKEN, WAYS, Gateway, Plan, PlanError
 from load.planning import choose, make_plan, playable, way_of
 from load.profiles import PROFILES, Profile
 from load.remote import ask, deal
@@ -145,6 +145,10 @@ def parse(arguments: Sequence[str] | None = None, prog: str = PROG, *, lab: bool
     parsed = made.parse_args(arguments)
     if parsed.search and parsed.web is not None:
         made.error("--search makes many runs; --web shows one. Choose one of them.")
+    wanted = PROFILES[parsed.profile].authentication
+    if wanted and parsed.authentication not in (None, wanted):
+        made.error(f"--profile {parsed.profile} is for devices that come in by {wanted}.")
+    parsed.authentication = parsed.authentication or wanted or None
     if parsed.restart_broker and not PROFILES[parsed.profile].cut_at:
         made.error("--restart-broker goes with --profile reconnect-storm.")
     if lab and parsed.gateway_cpu is not None and not SMALLEST_CPU <= parsed.gateway_cpu <= 100:  # noqa: PLR2004
@@ -241,8 +245,12 @@ def _check_way(way: str | None, gateway: Gateway, described: Described) -> None:
 
     :raises PlanError: when it has not.
     """
-    if way == PSK and described.access_control != "plugin":
-        raise PlanError("Pre-shared keys need bednet's plugin on every gateway. Cure: choose another --authentication.")
+    if way in (PSK, TOKEN) and described.access_control != "plugin":
+        raise PlanError(
+            f"--authentication {way} needs bednet's plugin on every gateway. Cure: choose another way, or deploy it."
+        )
+    if way == TOKEN and described.token_address is None:
+        raise PlanError("The inventory has no group token_service. Cure: see docs/tokens.md, or choose another way.")
     if way is not None and gateway.port(way) is None:
         raise PlanError(
             f"{gateway.name} has no listener for --authentication {way}. Cure: set mosquitto_{way}_port, run site.yml."
@@ -250,7 +258,12 @@ def _check_way(way: str | None, gateway: Gateway, described: Described) -> None:
 
 
 def _complete(bundle: Path, way: str) -> bool:
-    needed = {CERTIFICATE: ("certificate.pem", "key.pem"), PASSWORD: ("password",), PSK: ("psk",)}[way]
+    needed = {
+        CERTIFICATE: ("certificate.pem", "key.pem"),
+        PASSWORD: ("password",),
+        PSK: ("psk",),
+        TOKEN: ("client.json", "certificate.pem", "key.pem"),
+    }[way]
     return all((bundle / name).exists() for name in (*needed, "ca.pem"))
 
 
@@ -284,6 +297,7 @@ class _Job:
             *(self.site, self.gateway, self.parsed.profile, profile, self.bundles),
             way=self.parsed.authentication,
             restart=bool(self.parsed.restart_broker),
+            token_address=self.described.token_address or "",
             generators=sum(len(share.shares) for share in self.shares) or self.parsed.generators or 1,
         )
 

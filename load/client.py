@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _thread
 import threading
+import time
 import types
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,11 +22,12 @@ from gevent import monkey
 from gevent.event import AsyncResult
 from gevent.hub import get_hub
 from gevent.timeout import Timeout
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from bednet.client import LEAST_SECONDS, TokenError, oauthbearer
 from load.tls import ConnectError, Transport
 
 if TYPE_CHECKING:
@@ -34,7 +36,10 @@ if TYPE_CHECKING:
 
     from paho.mqtt.reasoncodes import ReasonCode
 
+    from bednet.client import Token, TokenSource
+
 _READ, _WRITE = 1, 2
+_AUTH, _REAUTHENTICATE = 0xF0, 0x19
 # After so many packets others get their turn.
 _TURN = 200
 MQTT_5 = 5
@@ -76,6 +81,7 @@ class Login:
     """Who connects, where to, and how.
 
     :ivar server_name: the name in the gateway's certificate.
+    :ivar source: where its tokens come from; None where it comes in by something else.
     :ivar password: None where the certificate in the context says it all.
     :ivar clean: begin a new session; otherwise take up the old one, which the gateway keeps for an hour.
     :ivar inflight: how many of its QoS 1 and 2 messages may be under way at once.
@@ -88,12 +94,20 @@ class Login:
     server_name: str
     context: ssl.SSLContext
     password: str | None = None
+    source: TokenSource | None = None
     protocol: int = MQTT_5
     clean: bool = True
     keepalive_s: int = 60
     inflight: int = 20
     queue: int = 10_000
     deadline_s: float = 30.0
+
+
+def _token(source: TokenSource) -> Token:
+    try:
+        return source.get()
+    except TokenError as exc:
+        raise ConnectError(f"no token: {exc.error}") from exc
 
 
 class Owner(Protocol):
@@ -122,6 +136,27 @@ class _Client(paho.Client):
         return self.wire
 
 
+class _TokenClient(_Client):
+    """paho with AUTH packets (MQTT 5, 3.15)."""
+
+    answer: AsyncResult | None = None
+
+    def reauthenticate(self, token: str) -> None:
+        """Show a new token in the session."""
+        body = bytes([_REAUTHENTICATE]) + oauthbearer(token, PacketTypes.AUTH).pack()  # type: ignore[no-untyped-call]
+        packet = bytearray([_AUTH])
+        self._pack_remaining_length(packet, len(body))
+        self._packet_queue(_AUTH, packet + body, 0, 0)
+
+    def _packet_handle(self) -> MQTTErrorCode:
+        if self._in_packet["command"] != _AUTH:
+            return super()._packet_handle()
+        if self.answer is not None:
+            data = self._in_packet["packet"]
+            self.answer.set(data[0] if data else 0)
+        return paho.MQTT_ERR_SUCCESS
+
+
 class Connection:
     """One device's connection.
 
@@ -131,7 +166,8 @@ class Connection:
     def __init__(self, login: Login, owner: Owner, *, acknowledged: bool = True) -> None:
         self.login = login
         self._owner = owner
-        self._client = client = _Client(
+        self._token: Token | None = None
+        self._client = client = (_TokenClient if login.source else _Client)(
             CallbackAPIVersion.VERSION2,
             client_id=login.id,
             protocol=paho.MQTTv5 if login.protocol == MQTT_5 else paho.MQTTv311,
@@ -178,7 +214,7 @@ class Connection:
         self._connack = AsyncResult()
         try:
             if login.protocol == MQTT_5:
-                properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+                properties = self._authenticating()
                 properties.SessionExpiryInterval = 0 if login.clean else 3600
                 client.connect(
                     login.address, login.port, login.keepalive_s, clean_start=login.clean, properties=properties
@@ -196,6 +232,38 @@ class Connection:
         if refused:
             self._drop()
             raise ConnectError(refused)
+
+    def _authenticating(self) -> Properties:
+        """Return the properties of CONNECT, with a token that is good where it comes in by one."""
+        source = self.login.source
+        if source is None:
+            return Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        if self._token is None or self._token.left(time.monotonic()) < LEAST_SECONDS:
+            self._token = _token(source)
+        return oauthbearer(self._token.text, PacketTypes.CONNECT)
+
+    def renew(self, deadline_s: float = 30) -> None:
+        """Get a new token, show it in the session, and wait until it is taken.
+
+        :raises ConnectError: when there is none, or it is refused, or nobody answers in time.
+        """
+        client, source = self._client, self.login.source
+        assert source is not None
+        assert isinstance(client, _TokenClient)
+        token = _token(source)
+        if not self.up:
+            raise ConnectError("the connection was lost")
+        client.answer = AsyncResult()
+        try:
+            client.reauthenticate(token.text)
+            self.flush()
+            with Timeout(deadline_s, ConnectError("no AUTH in time")):
+                reason = client.answer.get()
+        finally:
+            client.answer = None
+        if reason:
+            raise ConnectError(f"AUTH: 0x{reason:02X}")
+        self._token = token
 
     def subscribe(self, filters: Sequence[tuple[str, int]], deadline_s: float = 30) -> list[str]:
         """Subscribe, and wait for the answer: for each filter the reason it was refused for, or nothing.
@@ -328,6 +396,8 @@ class Connection:
 
     def _on_disconnect(self, _c: Any, _u: Any, _flags: Any, reason: ReasonCode, _p: Properties | None) -> None:
         self._drop_watchers()
+        if isinstance(self._client, _TokenClient) and self._client.answer is not None:
+            self._client.answer.set_exception(ConnectError("the connection was lost"))
         for answer in list(self._answers.values()):
             answer.set_exception(ConnectError("the connection was lost"))
         if self._connack is not None:

@@ -50,6 +50,7 @@ class Described:
     """A site's gateways.
 
     :ivar access_control: `plugin` where all gateways have it, else `acl_file`.
+    :ivar token_address: where the site's token service is reached; None where it has none.
     :ivar shells: by gateway, a command that runs a script given on its standard input, as root.
     """
 
@@ -57,6 +58,7 @@ class Described:
     access_control: str
     shells: Mapping[str, tuple[str, ...]]
     generators: tuple[GeneratorHost, ...] = ()
+    token_address: str | None = None
 
     def gateway(self, name: str | None) -> Gateway:
         """Return a gateway by its name, or the first.
@@ -95,6 +97,7 @@ def describe(site: Path) -> Described:
             GeneratorHost(entry["name"], reach(told["hosts"][entry["name"]]), entry["home"], entry["processes"])
             for entry in told["generators"]
         ),
+        told["token_address"] or None,
     )
 
 

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 import gevent
 from gevent.event import Event
 
+from bednet.client import TokenSource
 from load import measure
 from load.client import MQTT_5, ConnectError, Connection, Login
-from load.plan import CERTIFICATE, COMMANDS, JUDGED, PSK, SLOW, TRESPASS
+from load.plan import CERTIFICATE, COMMANDS, JUDGED, PSK, SLOW, TOKEN, TRESPASS
 from load.tally import Tally
 from load.tls import client_context, psk_context
 
@@ -216,9 +217,15 @@ class Generator:
 
     def _login(self, player: Player) -> Login:
         bundle, gateway, ca = Path(player.bundle), self.plan.gateway, Path(self.plan.ca)
-        password = None
+        password = source = None
         if player.authentication == CERTIFICATE:
             context = client_context(ca, bundle / "certificate.pem", bundle / "key.pem")
+        elif player.authentication == TOKEN:
+            context = client_context(ca, bundle / "certificate.pem", bundle / "key.pem")
+            try:
+                source = TokenSource.of_bundle(bundle, address=self.plan.token_address or None)
+            except (OSError, ValueError) as exc:
+                raise ConnectError(f"credentials cannot be read: {exc}") from exc
         elif player.authentication == PSK:
             try:
                 key = bytes.fromhex(_secret(bundle / "psk"))
@@ -237,6 +244,7 @@ class Generator:
             gateway.server_name,
             context,
             password,
+            source,
             player.protocol if player.clean else MQTT_5,
             player.clean,
         )
@@ -351,6 +359,8 @@ class Generator:
         self._helpers = [gevent.spawn(self._keep_seconds), gevent.spawn(self._tend)]
         if plan.cut_at_s:
             self._helpers.append(gevent.spawn(self._cut))
+        if plan.renew_every_s:
+            self._helpers += [gevent.spawn(self._renew, d) for d in self.devices if d.player.authentication == TOKEN]
         self._helpers += [gevent.spawn(self._read_slowly, device) for device in self.devices if device.player.slow_s]
         self._keep_schedule()
         self.tally.cpu_s = time.process_time() - cpu
@@ -460,6 +470,22 @@ class Generator:
                 device.connection.cut()
                 self.broken(device)
                 device.gone.set()
+
+    def _renew(self, device: Device) -> None:
+        """Renew a device's token by a schedule of its own, whether the answers come in time or not."""
+        step = int(self.plan.renew_every_s * _SECOND_NS)
+        share = (self.plan.players.index(device.player) * 0.6180339887) % 1
+        due_ns = self.begin_ns + int(share * step)
+        while due_ns < self.end_ns:
+            self._sleep_until(due_ns)
+            try:
+                device.connection.renew()
+            except ConnectError as exc:
+                self.tally.renewal_failures[exc.reason] += 1
+            else:
+                self.tally.renewals += 1
+                self.tally.renewal.add(time.monotonic_ns() - due_ns)
+            due_ns += step
 
     def _read_slowly(self, device: Device) -> None:
         while True:

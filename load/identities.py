@@ -38,7 +38,7 @@ from cryptography.x509.oid import NameOID
 from bednet.errors import BednetError, SiteError
 from bednet.site import load_site
 from bednet.yamlfile import load
-from load.plan import CERTIFICATE
+from load.plan import CERTIFICATE, TOKEN
 from load.planning import way_of
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def make_site(
         if like.attributes:
             entry["attributes"] = dict(like.attributes)
         entry["authentication"] = [way or way_of(like)]
-        if entry["authentication"] == [CERTIFICATE]:
+        if entry["authentication"] in ([CERTIFICATE], [TOKEN]):
             entry["enrolment"] = "csr"
         added.append(entry)
     # One more, who hears what the broker tells of itself.
@@ -273,7 +273,7 @@ class Identities:
         bundles.mkdir(mode=0o700)
         made = load_site(self.site).devices
         for name in self.ids:
-            if "certificate" in made[name].authentication:
+            if made[name].enrolment == "csr":
                 _make_key(bundles / name, self.site / "csr" / f"{name}.csr", name)
         self._remember()
         play(

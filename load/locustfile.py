@@ -425,6 +425,7 @@ def _charts(environment: Environment, generator: Generator) -> None:
         gevent.sleep(1.0)
         tally = generator.tally
         shown = {("connect", "CONNACK"): tally.connect, ("reconnect", "CONNACK"): tally.reconnect}
+        shown["renew", "AUTH"] = tally.renewal
         for (kind, qos), delivery in tally.deliveries.items():
             shown[f"{kind} QoS {qos}", "deliver"] = delivery.latency
         now = time.time()

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VERSION = 2
-CERTIFICATE, PASSWORD, PSK = "certificate", "password", "psk"
+CERTIFICATE, PASSWORD, PSK, TOKEN = "certificate", "password", "psk", "token"
 #: How devices can come in; one that has several ways takes the first of these.
-WAYS = (CERTIFICATE, PASSWORD, PSK)
+WAYS = (CERTIFICATE, PASSWORD, PSK, TOKEN)
 TELEMETRY, COMMANDS, ANSWERS, FLOOD, TRESPASS, SLOW = "telemetry", "commands", "answers", "flood", "trespass", "slow"
 #: How the file is called, beside the result, by which the generator asks for a restart of the broker.
 RESTART = ".restart"
@@ -46,7 +46,13 @@ class Gateway:
 
     def port(self, way: str) -> int | None:
         """Return where devices come in that way; None where they cannot."""
-        return {CERTIFICATE: self.mtls_port, PASSWORD: self.password_port, PSK: self.psk_port}[way]
+        return {
+            CERTIFICATE: self.mtls_port,
+            PASSWORD: self.password_port,
+            PSK: self.psk_port,
+            # Test devices show the certificate that their tokens are bound to.
+            TOKEN: self.mtls_port,
+        }[way]
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,8 @@ class Plan:
         made it.
     :ivar cut_at_s: when every connection breaks, after the warm-up; 0 is never. Each device cuts its own, or, with
         `restart`, whoever started the generator restarts the broker then.
+    :ivar renew_every_s: how often devices with tokens renew theirs in the session; 0 is never.
+    :ivar token_address: where the token service is reached; empty where its name leads there.
     :ivar drain_s: how long what is under way may take after the last message was due.
     """
 
@@ -120,6 +128,8 @@ class Plan:
     restart: bool
     players: tuple[Player, ...]
     generators: int = 1
+    renew_every_s: float = 0.0
+    token_address: str = ""
 
     @property
     def streams(self) -> list[Stream]:

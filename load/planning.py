@@ -25,6 +25,7 @@ from load.plan import (
     FLOOD,
     SLOW,
     TELEMETRY,
+    TOKEN,
     TRESPASS,
     WAYS,
     Gateway,
@@ -181,6 +182,7 @@ def make_plan(
     *,
     way: str | None = None,
     restart: bool = False,
+    token_address: str = "",
     warmup_s: float = 2.0,
     drain_s: float = 10.0,
     generators: int = 1,
@@ -188,6 +190,7 @@ def make_plan(
     """Decide who does what.
 
     :param bundles: the devices to play, each with the folder of its credentials.
+    :param token_address: where the token service is reached; empty where its name leads there.
     :param restart: where the profile cuts the connections, the broker is restarted for that.
     :param way: how all of them come in that can; None is each by its own first way.
     :raises PlanError: when the profile cannot be played.
@@ -220,7 +223,7 @@ def make_plan(
                 device.id,
                 taken,
                 str(bundles[device.id]),
-                4 if number % 4 == 1 and TRESPASS not in {s.kind for s in draft.streams[device.id]} else 5,
+                4 if number % 4 == 1 and taken != TOKEN and not _trespasses(draft.streams[device.id]) else 5,
                 profile.clean,
                 number / profile.connects_per_s,
                 (
@@ -246,10 +249,16 @@ def make_plan(
         restart and profile.cut_at > 0,
         tuple(players),
         generators,
+        profile.renew_every_s,
+        token_address,
     )
     if not any(stream.audience for stream in plan.streams):
         raise PlanError(f"Nobody hears what is said in profile `{name}`. Cure: play more devices, with --devices.")
     return plan
+
+
+def _trespasses(streams: Iterable[Stream]) -> bool:
+    return any(stream.kind == TRESPASS for stream in streams)
 
 
 class _Draft:

@@ -32,6 +32,8 @@ class Profile:
     :ivar slow_s: how long slow readers do not read, in each period of twice that; 0 is no slow readers.
     :ivar flood_per_s: messages per second of one device that floods its topic, at QoS 0; 0 is none.
     :ivar trespass_every_s: how often one device publishes where it may not; 0 is never.
+    :ivar renew_every_s: how often devices get a new token and show it in the session; 0 is never.
+    :ivar authentication: how all test identities come in; empty is each as its model does.
     """
 
     habit: str
@@ -49,6 +51,8 @@ class Profile:
     slow_s: float = 0.0
     flood_per_s: float = 0.0
     trespass_every_s: float = 0.0
+    renew_every_s: float = 0.0
+    authentication: str = ""
 
 
 PROFILES = {
@@ -83,5 +87,13 @@ PROFILES = {
         "A plant on a working day: telemetry, commands with answers, and one device that tries what it may not.",
         command_every_s=5.0,
         trespass_every_s=1.0,
+    ),
+    "token-renewal": Profile(
+        "Every device comes in by a token and renews it in the session every few seconds; telemetry goes on meanwhile.",
+        devices=40,
+        connects_per_s=10.0,
+        duration_s=30.0,
+        renew_every_s=5.0,
+        authentication="token",
     ),
 }

@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 #: Of the package, what the generator imports.
-PACKAGE = ("__init__.py", "errors.py", "psk.py")
+PACKAGE = ("__init__.py", "client.py", "errors.py", "psk.py")
 ROOM_S = 30.0
 # Below the ports that Linux gives out by itself, above those of well-known services.
 _PORTS = range(20000, 32000)
-CREDENTIALS = ("certificate.pem", "key.pem", "password", "psk")
+CREDENTIALS = ("ca.pem", "certificate.pem", "client.json", "key.pem", "password", "psk")
 
 # Run on the host by the unit. The archive's length stands before it, as standard input goes on.
 _UNPACK = """\

@@ -140,6 +140,10 @@ def not_measured(report: Report) -> list[str]:
         told.append("What the broker's journal says of the time of the run.")
     if not report.tally.scheduled["trespass"]:
         told.append("Whether forbidden messages are refused under load (profile `mixed` tries it).")
+    if not report.tally.renewals:
+        told.append("Renewing tokens (profile `token-renewal`).")
+    else:
+        told.append("The CPU of the token service, which every renewal needs.")
     if not report.tally.reconnects:
         told.append("Reconnecting (profile `reconnect-storm`).")
     told.append("Latencies of messages that were lost: a lost message counts as lost, not as slow.")
@@ -276,6 +280,8 @@ def summary(report: Report) -> str:
             lines.append(f"  {name:{width}} {number(value):>12}")
     for reason, count in report.tally.connect_failures.most_common(5):
         lines.append(f"  {count} attempts to connect failed: {reason}")
+    for reason, count in report.tally.renewal_failures.most_common(5):
+        lines.append(f"  {count} renewals failed: {reason}")
     for reason, count in report.tally.lost_connections.most_common(5):
         lines.append(f"  {count} connections broke: {reason}")
     return "\n".join(lines)
@@ -462,6 +468,8 @@ def _connections(report: Report) -> str:
         ["CONNACK p50 / p99 / max, ms", " / ".join(_ms(tally.connect.percentile_ms(p)) for p in (50, 99, 100))],
         ["reconnections", f"{tally.reconnects:,}"],
         ["reconnect p50 / p99 / max, ms", " / ".join(_ms(tally.reconnect.percentile_ms(p)) for p in (50, 99, 100))],
+        ["tokens renewed in the session", f"{tally.renewals:,}"],
+        ["renewal p50 / p99 / max, ms", " / ".join(_ms(tally.renewal.percentile_ms(p)) for p in (50, 99, 100))],
         ["connections cut on purpose", f"{tally.cut:,}"],
         ["from the first of these until all were back, ms", _ms(tally.all_back_ms)],
         ["publishes acknowledged (QoS 1 and 2)", f"{tally.acknowledged:,}"],
@@ -474,6 +482,7 @@ def _connections(report: Report) -> str:
         ("TLS", tally.tls),
         ("attempts to connect that failed", tally.connect_failures),
         ("connections that broke", tally.lost_connections),
+        ("renewals of tokens that failed", tally.renewal_failures),
         ("publishes refused though granted", tally.refused),
         ("subscriptions refused though granted", tally.subscribe_refusals),
         ("due and not sent", tally.unsent),

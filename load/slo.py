@@ -47,6 +47,8 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "connect_p99_ms": ("ms", "99 % of the first connections took no longer"),
     "reconnect_p99_ms": ("ms", "99 % of the reconnections took no longer"),
     "all_back_ms": ("ms", "from the first connection cut on purpose until all were back"),
+    "renewal_p99_ms": ("ms", "99 % of the tokens were renewed in the session within this"),
+    "renewal_failures": ("", "renewals of tokens that failed"),
     "never_connected": ("", "devices that never connected"),
     "connect_failures": ("", "attempts to connect that failed"),
     "lost_connections": ("", "connections that broke by themselves"),
@@ -176,6 +178,7 @@ def figures(tally: Tally, observation: Observation | None) -> dict[str, float | 
     judged = [(qos, delivery) for (kind, qos), delivery in tally.deliveries.items() if kind in JUDGED]
     expected = sum(delivery.expected for _, delivery in judged)
     latency = merged(delivery.latency for _, delivery in judged)
+    failed = sum(tally.renewal_failures.values())
     return {
         "delivered_share": sum(min(d.unique, d.expected) for _, d in judged) / expected if expected else None,
         "lost_qos_1_and_2": sum(delivery.lost for qos, delivery in judged if qos) if expected else None,
@@ -188,6 +191,8 @@ def figures(tally: Tally, observation: Observation | None) -> dict[str, float | 
         "connect_p99_ms": tally.connect.percentile_ms(99),
         "reconnect_p99_ms": tally.reconnect.percentile_ms(99),
         "all_back_ms": tally.all_back_ms,
+        "renewal_p99_ms": tally.renewal.percentile_ms(99),
+        "renewal_failures": failed if tally.renewals or failed else None,
         "never_connected": tally.never_connected,
         "connect_failures": sum(tally.connect_failures.values()),
         "lost_connections": sum(tally.lost_connections.values()),

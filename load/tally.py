@@ -78,6 +78,8 @@ class Tally:
     :ivar never_connected: devices that never succeeded.
     :ivar connect: time from the moment a connection was due to CONNACK and SUBACK; `reconnect` likewise, after a cut.
     :ivar lost_connections: by reason, connections that broke and were not cut on purpose.
+    :ivar renewals: tokens that were renewed in the session; `renewal` from when that was due until it was done,
+        `renewal_failures` those that were not, by reason.
     :ivar cut: connections that broke on purpose: cut by the device, or by a restart of the broker.
     :ivar broken_at_ns: when the first of them broke, and `back_at_ns` when the last was back (0: not all are), by the
         reference clock of the run.
@@ -107,6 +109,9 @@ class Tally:
     reconnect: Histogram = field(default_factory=Histogram)
     subscribe_refusals: Counter[str] = field(default_factory=Counter)
     lost_connections: Counter[str] = field(default_factory=Counter)
+    renewals: int = 0
+    renewal: Histogram = field(default_factory=Histogram)
+    renewal_failures: Counter[str] = field(default_factory=Counter)
     cut: int = 0
     broken_at_ns: int = 0
     back_at_ns: int = 0

@@ -49,6 +49,7 @@ def measured() -> dict[str, Any]:
             "kinds": kinds,
             "versions": {"mTLS": "mosquitto 2.0.21"},
             "missing": {"amqtt": "PyPI's packages could not be had"},
+            "failed": {"aedes": "it ended with 1"},
         }
     }
 
@@ -138,6 +139,7 @@ def test_the_page_names_what_could_not_be_measured(measured: dict[str, Any]) -> 
     page = report.page(measured)
     assert "- **amqtt: not measured.** PyPI's packages could not be had." in page
     assert "| amqtt | not measured |" in page
+    assert "- **aedes: not measured to the end.** it ended with 1." in page
     assert re.search(r"\| aedes \|.*\| does not resume \|", page)
     assert "Not measured yet: `python -m load.bench --only compiling`." in page
 

@@ -138,3 +138,10 @@ def test_all_are_back_when_the_last_process_has_its_devices_back() -> None:
     # One had no connection that could break.
     assert whole(told(0, 0), told(4_000_000, 7_000_000), told(0, 0)).all_back_ms == 3.0
     assert whole(told(0, 0), told(0, 0)).all_back_ms is None
+
+
+def test_the_busiest_process_and_the_worst_clock_are_those_of_all() -> None:
+    whole = Tally(busiest=0.3, clock_error_ms=0.1)
+    whole.merge(Tally(busiest=0.9, clock_error_ms=0.0))
+    whole.merge(Tally(busiest=0.2, clock_error_ms=0.4))
+    assert (whole.busiest, whole.clock_error_ms) == (0.9, 0.4)

@@ -77,6 +77,7 @@ def test_load_devices_come_in_as_they_are_told(tmp_path: Path) -> None:
     )
     site = load_site(tmp_path / "site")
     assert {site.devices[name].authentication for name in names} == {("psk",)}
+    assert {site.devices[name].enrolment for name in names} == {"bundle"}
     assert site.devices[watcher].authentication == ("certificate",)
 
 
@@ -517,6 +518,7 @@ def test_a_wrong_command_line_is_refused(arguments: list[str], capsys: pytest.Ca
         (["inventories/other"], 2, "unrecognized arguments: inventories/other"),
         (["--search", "--web"], 2, "Choose one of them"),
         (["--gateway-cpu", "9"], 2, "from 10 to 100"),
+        (["--profile=token-renewal", "--authentication=psk"], 2, "for devices that come in by token"),
         (["--restart-broker"], 2, "goes with --profile reconnect-storm"),
         (["--slo", "/nowhere/slo.yml"], 1, "/nowhere/slo.yml:1: there is no such file"),
     ],

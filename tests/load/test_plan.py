@@ -195,7 +195,7 @@ def test_devices_that_cannot_be_played_are_refused_and_never_chosen(example: Sit
     device = replace(example.devices["temp-101"], authentication=("carrier-pigeon",))
     site = replace(example, devices={**example.devices, "temp-101": device})
     assert "temp-101" not in choose(site, 100)
-    with pytest.raises(PlanError, match="by none of certificate, password, psk"):
+    with pytest.raises(PlanError, match="by none of certificate, password, psk, token"):
         make_plan(site, GATEWAY, "steady", PROFILES["steady"], {"temp-101": Path("/x"), "historian": Path("/x")})
 
 

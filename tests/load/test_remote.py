@@ -215,7 +215,7 @@ def await_that(what: Callable[[], bool], why: str, deadline_s: float = 60) -> No
 
 def left_on(machine: Host) -> str:
     """Return what a run has left on a host: its unit, its folder, and its processes."""
-    look = "ls -d /run/bednet-load-* /run/private/bednet-load-* 2>/dev/null; pgrep --full load.locustfile; "
+    look = "ls -d /run/bednet-load-* /run/private/bednet-load-* 2>/dev/null; pgrep --full [l]oad.locustfile; "
     units = "systemctl list-units --all --no-legend --plain 'bednet-load-*'"
     return machine.exec(["sh", "-c", look + units], check=False).stdout.strip()
 

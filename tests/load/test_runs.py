@@ -23,6 +23,7 @@ import pytest
 
 from load import report as reports
 from load.__main__ import main
+from load.describe import describe
 from load.observe import Observer
 from load.plan import Gateway, Plan
 from load.planning import make_plan
@@ -260,6 +261,28 @@ def test_a_forbidden_message_that_gets_through_fails_the_run(
     assert report.tally.refused_wanted == 0
     assert report.judgement.verdict is Verdict.FAILED
     assert any(reason.startswith("breaches is") for reason in report.judgement.reasons)
+
+
+@pytest.mark.full
+def test_devices_renew_their_tokens_in_the_session(
+    plant: Plant, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole command, with identities that are made for it and taken back."""
+    for name, value in plant.lab.ansible_env().items():
+        monkeypatch.setenv(name, value)
+    if describe(plant.lab.site).token_address is None:
+        pytest.skip("the lab's inventory has no token service")
+    arguments = ["--devices", "6", "--duration", "12", "--report", str(tmp_path), "--profile", "token-renewal"]
+    code = main([str(plant.lab.site), *arguments])
+    told = capsys.readouterr().out
+    assert code in (0, 3), told
+    document = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    # Two or three in 14 seconds for each of the six; nobody had to connect again for it.
+    assert document["tally"]["renewals"] >= 12
+    assert document["figures"]["renewal_failures"] == 0
+    assert document["tally"]["reconnects"] == 0
+    assert document["figures"]["lost_connections"] == 0
+    assert document["figures"]["delivered_share"] == 1
 
 
 @pytest.mark.full

@@ -130,6 +130,36 @@ def test_floods_and_slow_readers_are_not_held_against_the_gateway() -> None:
     assert judge(KEPT, tally, watched(), complete=True).verdict is Verdict.PASSED
 
 
+def test_renewals_that_fail_are_told_and_none_at_all_is_no_pass() -> None:
+    tally = good()
+    threshold = Threshold("renewal_failures", False, 0)
+    assert judge((threshold,), tally, watched(), complete=True).verdict is Verdict.INCONCLUSIVE
+    tally.renewals = 9
+    assert judge((threshold,), tally, watched(), complete=True).verdict is Verdict.PASSED
+    tally.renewal_failures["no token: unreachable"] += 1
+    assert judge((threshold,), tally, watched(), complete=True).verdict is Verdict.FAILED
+    tally.renewals = 0
+    assert judge((threshold,), tally, watched(), complete=True).verdict is Verdict.FAILED
+
+
+def test_clocks_that_are_not_known_well_say_nothing_about_the_gateway() -> None:
+    tally = good()
+    tally.clock_error_ms = 9.9
+    assert judge(KEPT, tally, watched(), complete=True).verdict is Verdict.PASSED
+    tally.clock_error_ms = 10.1
+    found = judge(KEPT, tally, watched(), complete=True)
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert "clocks" in found.generator_limited[0]
+
+
+def test_one_process_at_its_limit_is_not_hidden_by_idle_ones() -> None:
+    tally = good()
+    tally.processes, tally.busiest = 4, 0.95
+    found = judge(KEPT, tally, watched(), complete=True)
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert found.generator_limited[0].startswith("A process of the generator used 95 %")
+
+
 def test_lost_messages_are_told_by_qos() -> None:
     tally = good()
     for qos in (0, 1, 2):
