@@ -97,10 +97,10 @@ def test_wrong_claims_are_refused_section_3(plant: Plant, changes: dict[str, Any
     ("changes", "good", "bad", "reason"),
     [
         ({"exp": START}, START + 29, START + 30, "assertion-expired"),
-        ({"exp": START + 330}, START, START - 1, "assertion-lifetime"),
+        ({"exp": START + 3630}, START, START - 1, "assertion-lifetime"),
         ({"nbf": START + 30}, START, START - 1, "assertion-early"),
         ({"iat": START + 30}, START, START - 1, "assertion-early"),
-        ({"iat": START - 330}, START, START + 1, "assertion-old"),
+        ({"iat": START - 3630}, START, START + 1, "assertion-old"),
     ],
 )
 def test_times_hold_to_the_second_section_3_4_to_3_6(

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 CLIENT_CREDENTIALS, DEVICE_CODE = "client_credentials", "urn:ietf:params:oauth:grant-type:device_code"
 ASSERTION_ALGORITHMS = ("ES256", "ES384", "EdDSA", "PS256", "RS256")
-ASSERTION_SECONDS = 300
-"""How long an assertion may be valid: as long as its ``jti`` has to be remembered."""
+ASSERTION_SECONDS = 3600
+"""How long an assertion may be valid: what client libraries use, and as long as its ``jti`` has to be remembered."""
 
 LEEWAY = 30
 """Seconds that the clocks of device and service may be apart."""
