@@ -104,12 +104,15 @@ class Broker(ABC):
             except (OSError, WireError) as error:
                 if self.process.poll() is not None or time.monotonic() - begin > START_DEADLINE_S:
                     self.stop()
-                    tail = self._log.read_text(encoding="utf-8", errors="replace")[-2000:]
-                    raise WireError(f"{self.kind} did not start: {error}. {tail}") from None
+                    raise WireError(f"{self.kind} did not start: {error}. {self.log()}") from None
                 time.sleep(0.002)
         self.started_s = time.monotonic() - begin
         self.members = self._find_members()
         return self
+
+    def log(self) -> str:
+        """Return the end of what it said."""
+        return self._log.read_text(encoding="utf-8", errors="replace")[-2000:]
 
     def ready(self) -> None:
         """Return when it answers.

@@ -51,8 +51,8 @@ KINDS = (
     Kind(OPENSSL),
 )
 #: How long a kind of message is measured in a round, in seconds.
-SLICE_S = 0.25
-HANDSHAKES = 25
+SLICE_S = 0.12
+HANDSHAKES = 12
 PACED_ROUNDS, PACED_S = 3, 0.8
 STALL_ROUNDS = 3
 CONNECTIONS = 1000
@@ -62,9 +62,12 @@ _FILES = 65_536
 Results = dict[str, dict[str, list[float]]]
 
 
+_BEGIN = time.monotonic()
+
+
 def say(text: str) -> None:
-    """Tell on standard error how far it is."""
-    sys.stderr.write(text + "\n")
+    """Tell on standard error how far it is, and after how long."""
+    sys.stderr.write(f"{time.monotonic() - _BEGIN:6.1f} s  {text}\n")
     sys.stderr.flush()
 
 
@@ -80,6 +83,7 @@ class Bench:
 
     :ivar results: kind -> what -> a value for each round.
     :ivar missing: kind -> why it is not there.
+    :ivar failed: kind -> why it was not measured to the end.
     """
 
     def __init__(self, stack: contextlib.ExitStack, optional: Callable[[Kind], bool]) -> None:
@@ -89,19 +93,28 @@ class Bench:
         self.results: Results = {}
         self.versions: dict[str, str] = {}
         self.missing: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
 
     @contextlib.contextmanager
     def bearing(self, kind: Kind) -> Iterator[None]:
-        """Leave a broker out that fails, where it may."""
+        """Leave a broker out that fails, where it may; what was measured of it before stays."""
         try:
             yield
         except (OSError, WireError) as error:
             if not self._optional(kind):
                 raise
-            say(f"{kind} is left out: {error}")
-            self.missing[str(kind)] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            for known in (self._brokers, self._crowds, self.results, self.versions):
-                known.pop(str(kind), None)
+            name = str(kind)
+            broker = self._brokers.pop(name, None)
+            self._crowds.pop(name, None)
+            why = f"{type(error).__name__}: {error}"
+            if broker and (rc := broker.process.poll()) is not None:
+                why = f"it ended with {rc}. {broker.log()}"
+            say(f"{name} is left out: {why}")
+            where = self.failed if self.results.get(name, {}).get("in0_s") else self.missing
+            where[name] = " ".join(why.split())[:200]
+            if name in self.missing:
+                self.results.pop(name, None)
+                self.versions.pop(name, None)
 
     def start(self, broker: Broker, *, crowd: bool = True) -> None:
         """Start a broker and connect its crowd."""
@@ -121,16 +134,15 @@ class Bench:
 
     def crowds(self, measure: Callable[[Crowd], float], what: str, *, warm: bool = False) -> None:
         """Measure something of each crowd, in an order of its own."""
-        for name in random.sample(list(self._crowds), len(self._crowds)):
+        for name, crowd in random.sample(list(self._crowds.items()), len(self._crowds)):
             with self.bearing(self._brokers[name].kind):
-                value = measure(self._crowds[name])
+                value = measure(crowd)
                 if not warm:
                     self.keep(name, what, value)
 
     def brokers(self, measure: Callable[[str, Broker], None], wanted: Callable[[Broker], bool] | None = None) -> None:
         """Measure something of each broker, in an order of its own."""
-        for name in random.sample(list(self._brokers), len(self._brokers)):
-            broker = self._brokers[name]
+        for name, broker in random.sample(list(self._brokers.items()), len(self._brokers)):
             if wanted is None or wanted(broker):
                 with self.bearing(broker.kind):
                     measure(name, broker)
@@ -253,6 +265,7 @@ def run(programs: Programs, rounds: int, scale: float, kinds: Sequence[Kind]) ->
         "kinds": bench.results,
         "versions": bench.versions,
         "missing": bench.missing,
+        "failed": bench.failed,
     }
 
 
@@ -276,7 +289,7 @@ def programs_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--dynamic-security", required=True)
     parser.add_argument("--node-modules", type=Path, help="a folder with npm's packages")
     parser.add_argument("--python-peers", type=Path, help="a folder with PyPI's packages")
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--scale", type=float, default=1.0, help="less than 1 for a quick look")
     parser.add_argument("--kind", action="append", help="only kinds with this name; can be given again")
     return parser

@@ -414,7 +414,9 @@ def token_is_looked_at(gateway: Gateway, token: str) -> str:
 
 def main() -> int:
     """Measure and print JSON."""
-    arguments = programs_parser("Measure what tokens cost; prints JSON.").parse_args()
+    parser = programs_parser("Measure what tokens cost; prints JSON.")
+    parser.set_defaults(rounds=6)
+    arguments = parser.parse_args()
     json.dump(run(programs_of(arguments), arguments.rounds, arguments.scale), sys.stdout, indent=1)
     sys.stdout.write("\n")
     return 0

@@ -55,8 +55,8 @@ ROLE_OPENSSL = {
     "CipherString": _CIPHERS,
     "Ciphersuites": f"{_AES128}:{_AES256}:{_CHACHA20}",
 }
-SLICE_S = 0.2
-HANDSHAKES = 25
+SLICE_S = 0.12
+HANDSHAKES = 12
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def run(programs: Programs, rounds: int, scale: float, names: Sequence[str] | No
         "machine": machine(),
         "kinds": bench.results,
         "versions": bench.versions,
-        "missing": bench.missing,
+        "missing": {**bench.missing, **bench.failed},
     }
 
 

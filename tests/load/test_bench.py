@@ -144,6 +144,13 @@ def test_the_page_names_what_could_not_be_measured(measured: dict[str, Any]) -> 
     assert "Not measured yet: `python -m load.bench --only compiling`." in page
 
 
+@pytest.mark.parametrize(("late_ms", "said"), [(0.2, False), (60.0, True)])
+def test_a_latency_of_a_late_generator_is_marked(measured: dict[str, Any], late_ms: float, said: bool) -> None:
+    paced = {"paced_p50_ms": [1.0], "paced_p99_ms": [2.0], "paced_per_s": [40_000.0], "paced_lost": [0.0]}
+    measured["brokers"]["kinds"]["mTLS"] |= {**paced, "paced_late_p99_ms": [late_ms]}
+    assert ("1.0 / 2.0 (the generator was late)" in report.page(measured)) is said
+
+
 def test_a_quick_look_does_not_pass_for_more(measured: dict[str, Any]) -> None:
     assert "quick look" not in report.page(measured)
     measured["brokers"]["scale"] = 0.1
