@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The time of day that a broker of these tests sees: :class:`Clock` stands still where the test has set it."""
+"""The time that a broker of these tests sees: :class:`Clock` stands still where the test has set it, or jumps."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Clock:
             pytest.skip("no compiler on this machine: install gcc")
         self.library = folder / "clock.so"
         self._file = folder / "clock"
-        self._file.write_bytes(bytes(8))
+        self._file.write_bytes(bytes(16))
         source = Path(__file__).with_name("clock.c")
         words = ("-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror")
         subprocess.run([compiler, *words, "-o", str(self.library), str(source)], check=True)
         with self._file.open("r+b") as file:
-            self._page = mmap.mmap(file.fileno(), 8)
+            self._page = mmap.mmap(file.fileno(), 16)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -42,6 +42,10 @@ class Clock:
     def set(self, second: int) -> None:
         """Let it be this second, in Unix seconds, from the broker's next question on; 0 is the real time."""
         struct.pack_into("=q", self._page, 0, second)
+
+    def advance(self, seconds: int) -> None:
+        """Let so many seconds have gone by since the broker began, beyond those that have."""
+        struct.pack_into("=q", self._page, 8, seconds)
 
     def __enter__(self) -> Clock:
         return self

@@ -32,7 +32,7 @@ from bednet.probe import Credentials, Listener, Outcome, Session, Version, enter
 from tests.unit.store import sites
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from tests.plugin.pki import Authority, Issued
@@ -187,6 +187,8 @@ class Gateway:
 
     Its listeners: ``mtls``, ``password`` and ``psk`` over TLS, ``websockets`` where the broker has it, ``plain`` for
     tests that are about something else, ``everywhere``, which is that on all addresses of the machine.
+
+    :param each: further lines of the configuration, by listener.
     """
 
     def __init__(
@@ -203,11 +205,13 @@ class Gateway:
         plugin: Path | None = None,
         preload: str = "",
         environment: Mapping[str, str] | None = None,
+        each: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.folder, self.site, self.authority = folder, site, authority
         self.options = {"store": str(site.folder), **(options or {})}
         self.more, self.per_listener, self.listeners, self.persistence = more, per_listener, listeners, persistence
         self.plugin, self.preload, self.environment = plugin or plugin_path(), preload, environment or {}
+        self.each = each or {}
         self.ports: dict[str, int] = {}
         for name in listeners:
             self.ports[name] = free_port(but=self.ports.values())
@@ -247,6 +251,7 @@ class Gateway:
                 lines += ["use_identity_as_username true", "use_username_as_clientid true"]
             elif name == "websockets":
                 lines.append("protocol websockets")
+            lines += self.each.get(name, ())
         return "\n".join(lines) + "\n"
 
     def start(self) -> None:
