@@ -7,8 +7,10 @@ beside them, under names of their own.
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import ipaddress
+import json
 from pathlib import Path
 
 from cryptography import x509
@@ -105,6 +107,53 @@ def others() -> None:
         write("other", name, address)
 
 
+def issuers() -> None:
+    """Write records of issuers and keys."""
+    own = store.Issuer("https://tokens.plant.example", ("mqtts://plant.example",), flags=store.AIF_SCOPE)
+    mappings = (store.RoleMapping("sensor", bytes(range(8)), ("hall", "a.desk")), store.RoleMapping("b", bytes(8)))
+    other = store.Issuer(
+        "https://sso.example", ("a", "b"), ("at+jwt", ""), 15, store.ROLES_MAPPED, 0, 60, "azp", "x-", "r.s", mappings
+    )
+    for name, issuer in {"own": own, "roles": other}.items():
+        write("issuer", name, issuer.encode())
+    for name, algorithm in store.ALGORITHMS.items():
+        write("issuer", f"key-{name.lower()}", store.Key(algorithm, "kid", b"SubjectPublicKeyInfo").encode())
+    write("issuer", "seconds", store.encode_seconds(1800000000))
+
+
+def tokens() -> None:
+    """Write tokens: as they come, and taken apart; for the store that fuzz/token.c makes."""
+    header = {"alg": "ES256", "typ": "at+jwt", "kid": "k"}
+    usual = {"iss": "a", "aud": ["m"], "iat": 1000, "exp": 1100.5, "sub": "d"}
+    scope = _base64url(json.dumps([["a/#", ["pub"]], ["+/b", ["pub", "sub"]]]).encode())
+    roles = {"iss": "b", "sub": "1", "a": {"r": ["s", "t"], "v": "hall-1"}}
+    key = {"kty": "OKP", "crv": "Ed25519", "x": _base64url(bytes(range(32)))}
+    cases: dict[str, dict[str, object]] = {
+        "scope": {**usual, "scope": scope, "jti": "1", "nbf": 1000},
+        "roles": {**usual, **roles},
+        "certificate": {**usual, "scope": scope, "cnf": {"x5t#S256": _base64url(bytes(32))}},
+        "key": {**usual, "scope": scope, "cnf": {"jwk": key}},
+        "own-audience": {**usual, "aud": "own", "scope": _base64url(b"[]")},
+    }
+    for name, claims in cases.items():
+        texts = [json.dumps(part).encode() for part in (header, claims)]
+        write("token", f"parts-{name}", b"\n".join(texts))
+        write("token", f"token-{name}", ".".join(map(_base64url, [*texts, bytes(64)])).encode())
+    write("token", "nested", b'{"alg":"ES256"}\n{"iss":[[[[[[[[["a"]]]]]]]]]}')
+
+
+def messages() -> None:
+    """Write authentication data."""
+    write("auth", "bearer", b"n,a=tok-1,\x01host=gateway-1\x01port=8883\x01auth=Bearer eyJ.eyJ.AAAA\x01\x01")
+    write("auth", "bearer-short", b"y,,\x01auth=Bearer eyJ.eyJ.AAAA\x01\x01")
+    write("auth", "ace", b"\x00\x0ceyJ.eyJ.AAAA")
+    write("auth", "ace-proof", bytes(8) + bytes(range(64)))
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
 if __name__ == "__main__":
     devices()
     profiles()
@@ -112,3 +161,6 @@ if __name__ == "__main__":
     certificates()
     texts()
     others()
+    issuers()
+    tokens()
+    messages()

@@ -13,6 +13,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <jansson.h>
+
+#include <openssl/ecdsa.h>
 #include <openssl/evp.h>
 
 #define CHECK(condition) \
@@ -264,13 +267,184 @@ static void remove_store(void)
 }
 
 
+/* ---- tokens ---- */
+
+#define ISS "https://tokens.example"
+#define ISS_FOREIGN "https://sso.example"
+#define TOKEN_TIME 100000 /* seconds; what the tests take for now */
+
+/* Keys of issuers, made once. */
+static EVP_PKEY *keys[3]; /* P-256, Ed25519, RSA */
+enum { KEY_EC, KEY_ED, KEY_RSA };
+
+
+static void make_keys(void)
+{
+	keys[KEY_EC] = EVP_EC_gen("P-256");
+	keys[KEY_ED] = EVP_PKEY_Q_keygen(NULL, NULL, "ED25519");
+	keys[KEY_RSA] = EVP_RSA_gen(2048);
+	CHECK(keys[KEY_EC] && keys[KEY_ED] && keys[KEY_RSA]);
+}
+
+
+static void free_keys(void)
+{
+	size_t i;
+
+	for(i = 0; i < sizeof(keys) / sizeof(keys[0]); i++){
+		EVP_PKEY_free(keys[i]);
+	}
+}
+
+
+static void encode(const void *data, size_t len, char *out)
+{
+	static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+	const uint8_t *at = data;
+	size_t i;
+
+	out += strlen(out);
+	for(i = 0; i < len * 8; i += 6){
+		const unsigned int pair = (unsigned int)at[i / 8] << 8 | (i / 8 + 1 < len ? at[i / 8 + 1] : 0);
+
+		*out++ = digits[pair >> (10 - i % 8) & 63];
+	}
+	*out = '\0';
+}
+
+
+/* A signature as JWS has it. */
+static size_t sign(EVP_PKEY *key, const void *text, size_t len, uint8_t out[512])
+{
+	EVP_MD_CTX *context = EVP_MD_CTX_new();
+	size_t size = 512;
+
+	CHECK(EVP_DigestSignInit(context, NULL, EVP_PKEY_is_a(key, "ED25519") ? NULL : EVP_sha256(), NULL, key) == 1);
+	CHECK(EVP_DigestSign(context, out, &size, text, len) == 1);
+	EVP_MD_CTX_free(context);
+	if(EVP_PKEY_is_a(key, "EC")){
+		const uint8_t *at = out;
+		ECDSA_SIG *both = d2i_ECDSA_SIG(NULL, &at, (long)size);
+
+		CHECK(both && BN_bn2binpad(ECDSA_SIG_get0_r(both), out, 32) == 32
+				&& BN_bn2binpad(ECDSA_SIG_get0_s(both), out + 32, 32) == 32);
+		ECDSA_SIG_free(both);
+		size = 64;
+	}
+	return size;
+}
+
+
+static const char *a_token_of(const char *header, const char *payload, EVP_PKEY *key)
+{
+	static char text[16384];
+	uint8_t signature[512];
+	size_t len;
+
+	text[0] = '\0';
+	encode(header, strlen(header), text);
+	strcat(text, ".");
+	encode(payload, strlen(payload), text);
+	len = sign(key, text, strlen(text), signature);
+	strcat(text, ".");
+	encode(signature, len, text);
+	return text;
+}
+
+
+/* One of the usual issuer; `claims` begin with a comma, or are empty. */
+static const char *a_token(const char *sub, int64_t exp, const char *claims)
+{
+	static char payload[8192];
+
+	(void)snprintf(payload, sizeof(payload), "{\"iss\":\"" ISS "\",\"aud\":\"mqtts://plant\",\"iat\":%d,\"exp\":%lld,\"sub\":\"%s\"%s}",
+			TOKEN_TIME, (long long)exp, sub, claims);
+	return a_token_of("{\"alg\":\"ES256\",\"typ\":\"at+jwt\",\"kid\":\"1\"}", payload, keys[KEY_EC]);
+}
+
+
+static void put_hash(struct bytes *bytes, const void *data, size_t len, size_t width)
+{
+	uint8_t digest[EVP_MAX_MD_SIZE];
+
+	CHECK(EVP_Digest(data, len, digest, NULL, EVP_sha256(), NULL) == 1);
+	put(bytes, digest, width);
+}
+
+
+static struct bytes an_issuer(const char *iss, uint8_t flags)
+{
+	struct bytes bytes = {.len = 0};
+
+	put_int(&bytes, 1, 1);
+	put_int(&bytes, flags, 1);
+	put_int(&bytes, 15, 2);
+	put_int(&bytes, 5, 4); /* leeway */
+	put_int(&bytes, 3600, 4); /* longest */
+	put_text(&bytes, iss, 2);
+	put_int(&bytes, 2, 1);
+	put_text(&bytes, "mqtts://other", 2);
+	put_text(&bytes, "mqtts://plant", 2);
+	put_int(&bytes, 2, 1);
+	put_text(&bytes, "at+jwt", 1);
+	put_text(&bytes, "", 1);
+	put_text(&bytes, "sub", 1);
+	put_text(&bytes, flags & ISSUER_ROLES ? "x-" : "", 1);
+	put_text(&bytes, flags & ISSUER_ROLES ? "a.roles" : "", 1);
+	put_int(&bytes, flags & ISSUER_ROLES ? 2 : 0, 1);
+	if(flags & ISSUER_ROLES){
+		put_text(&bytes, "sensor", 2);
+		put_int(&bytes, 7, 8);
+		put_int(&bytes, 2, 1);
+		put_text(&bytes, "hall", 1);
+		put_text(&bytes, "a.desk", 1);
+		put_text(&bytes, "nothing", 2);
+		put_int(&bytes, 8, 8);
+		put_int(&bytes, 0, 1);
+	}
+	return bytes;
+}
+
+
+static struct bytes a_key(EVP_PKEY *key, const char *kid)
+{
+	struct bytes bytes = {.len = 0};
+	uint8_t *spki = NULL;
+	int len = i2d_PUBKEY(key, &spki);
+
+	put_int(&bytes, 1, 1);
+	put_int(&bytes, key == keys[KEY_EC] ? ALGORITHM_ES256 : key == keys[KEY_ED] ? ALGORITHM_EDDSA : ALGORITHM_RS256, 1);
+	put_text(&bytes, kid, 1);
+	put_int(&bytes, (uint64_t)len, 2);
+	put(&bytes, spki, (size_t)len);
+	OPENSSL_free(spki);
+	return bytes;
+}
+
+
+static void write_issuer(struct writer *writer, const char *iss, uint8_t flags)
+{
+	struct bytes issuer = an_issuer(iss, flags), name = {.len = 0};
+	size_t i;
+
+	put_hash(&name, iss, strlen(iss), 8);
+	write_record(writer, "issuers", name.at, name.len, issuer.at, issuer.len);
+	for(i = 0; i < sizeof(keys) / sizeof(keys[0]); i++){
+		const char kid[] = {(char)('1' + i), '\0'};
+		struct bytes key = a_key(keys[i], kid), key_name = name;
+
+		put_hash(&key_name, kid, 1, 8);
+		write_record(writer, "keys", key_name.at, key_name.len, key.at, key.len);
+	}
+}
+
+
 static void write_issuers(struct writer *writer)
 {
-	/* What a store that never had an issuer has. */
-	write_record(writer, "issuers", "nobody's", 8, "x", 1);
-	write_record(writer, "keys", "nobody's", 8, "x", 1);
-	write_record(writer, "tokens", "x", 1, "x", 1);
-	write_record(writer, "cutoffs", "x", 1, "x", 1);
+	write_issuer(writer, ISS, ISSUER_AIF);
+	write_issuer(writer, ISS_FOREIGN, ISSUER_ROLES);
+	write_record(writer, "tokens", "nobody's", 8, "x", 1);
+	write_record(writer, "cutoffs", "nobody", 6, "x", 1);
 }
 
 
@@ -298,6 +472,7 @@ static struct writer write_store(void)
 	write_device(&writer, "temp-1", FLAG_CERTIFICATE | FLAG_PASSWORD | FLAG_PSK, 0);
 	write_device(&writer, "temp-2", FLAG_CERTIFICATE, 2000);
 	write_device(&writer, "temp-3", FLAG_PSK, 0);
+	write_device(&writer, "tok-1", FLAG_TOKEN, 0);
 	write_commit(&writer);
 	return writer;
 }
@@ -901,6 +1076,459 @@ static void test_sessions(void)
 }
 
 
+#define SCOPE ",\"scope\":\"W1siIyIsWyJwdWIiXV1d\"" /* [["#",["pub"]]] */
+
+
+static enum reason check_token(struct store *store, struct token_keys *cache, const char *text, struct token **out)
+{
+	struct token_question question = {.store = store, .keys = cache, .audience = "mqtts://own", .now = TOKEN_TIME};
+	enum reason reason;
+
+	*out = token__read(text, strlen(text), &reason);
+	if(*out){
+		CHECK(reason == REASON_NONE && store__begin(store));
+		reason = token__check(*out, &question);
+		store__end(store);
+		if(reason != REASON_NONE){
+			token__free(*out);
+			*out = NULL;
+		}
+	}
+	return reason;
+}
+
+
+static enum reason reason_of(struct store *store, struct token_keys *cache, const char *text)
+{
+	struct token *token;
+	enum reason reason = check_token(store, cache, text, &token);
+
+	token__free(token);
+	return reason;
+}
+
+
+static void test_base64url(void)
+{
+	static const struct {
+		const char *text, *bytes; /* NULL: none */
+	} cases[] = {
+		{"", ""}, {"Zg", "f"}, {"Zm8", "fo"}, {"Zm9v", "foo"}, {"Zm9vYg", "foob"}, {"-_8", "\xfb\xff"},
+		{"Z", NULL}, {"Zg==", NULL}, {"Zh", NULL}, {"Zm9", NULL}, {"+/8", NULL}, {"Z g", NULL}, {"Zm9vY", NULL},
+	};
+	uint8_t out[16];
+	size_t i, len;
+
+	for(i = 0; i < sizeof(cases) / sizeof(cases[0]); i++){
+		const bool good = token__decode(cases[i].text, strlen(cases[i].text), out, &len);
+
+		CHECK(good == (cases[i].bytes != NULL));
+		CHECK(!good || (len == strlen(cases[i].bytes) && memcmp(out, cases[i].bytes, len) == 0));
+	}
+}
+
+
+static void test_cut_records_of_issuers_do_not_parse(void)
+{
+	struct bytes issuer = an_issuer(ISS, ISSUER_ROLES | ISSUER_AIF), key = a_key(keys[KEY_EC], "1");
+	struct issuer_record read;
+	struct key_record read_key;
+	int64_t seconds;
+	size_t len;
+
+	CHECK(record__issuer(slice_of(&issuer), &read) && read.leeway == 5 && read.mapping_count == 2);
+	for(len = 0; len <= issuer.len + 1; len++){
+		uint8_t *copy = calloc(1, len + 1);
+
+		memcpy(copy, issuer.at, len < issuer.len ? len : issuer.len);
+		CHECK(record__issuer((struct slice){copy, len}, &read) == (len == issuer.len));
+		free(copy);
+	}
+	for(len = 0; len <= key.len + 1; len++){
+		uint8_t *copy = calloc(1, len + 1);
+
+		memcpy(copy, key.at, len < key.len ? len : key.len);
+		CHECK(record__key((struct slice){copy, len}, &read_key) == (len == key.len));
+		free(copy);
+	}
+	for(len = 0; len <= 9; len++){
+		CHECK(record__seconds((struct slice){issuer.at, len}, &seconds) == (len == 8));
+	}
+	issuer.at[1] = 8;
+	CHECK(!record__issuer(slice_of(&issuer), &read));
+	issuer.at[1] = ISSUER_AIF; /* there is a claim for roles */
+	CHECK(!record__issuer(slice_of(&issuer), &read));
+	key.at[1] = 3;
+	CHECK(!record__key(slice_of(&key), &read_key));
+}
+
+
+static void test_tokens(void)
+{
+	static const char *const kinds[] = {"ES256", "EdDSA", "RS256"};
+	struct writer writer = write_store();
+	struct store store;
+	struct token_keys cache = {0};
+	struct token *token;
+	char text[512], big[9000];
+	size_t i;
+
+	CHECK(store__open(&store, folder, text, sizeof(text)));
+	CHECK(check_token(&store, &cache, a_token("tok-1", TOKEN_TIME + 10, SCOPE), &token) == REASON_NONE);
+	CHECK(strcmp(token->id, "tok-1") == 0 && token->end == TOKEN_TIME + 15 && token->limited && !token->made);
+	CHECK(token__permits(token, ACCESS_PUBLISH, "a/b", 3) && !token__permits(token, ACCESS_PUBLISH, "$SYS/a", 6));
+	CHECK(!token__permits(token, ACCESS_DELIVER, "a/b", 3) && !token__permits(token, ACCESS_SUBSCRIBE, "a/b", 3));
+	token__free(token);
+	for(i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++){
+		char header[128], payload[512];
+
+		(void)snprintf(header, sizeof(header), "{\"alg\":\"%s\",\"kid\":\"%c\"}", kinds[i], (int)('1' + i));
+		(void)snprintf(payload, sizeof(payload), "{\"iss\":\"" ISS "\",\"aud\":[\"x\",\"mqtts://own\"],\"iat\":1e5,"
+				"\"exp\":%d.5,\"sub\":\"tok-1\"" SCOPE "}", TOKEN_TIME + 1);
+		CHECK(reason_of(&store, &cache, a_token_of(header, payload, keys[i])) == REASON_NONE);
+		CHECK(reason_of(&store, &cache, a_token_of(header, payload, keys[(i + 1) % 3])) == REASON_TOKEN_SIGNATURE);
+	}
+	/* To the second, leeway included. */
+	CHECK(reason_of(&store, &cache, a_token("tok-1", TOKEN_TIME - 4, SCOPE)) == REASON_NONE);
+	CHECK(reason_of(&store, &cache, a_token("tok-1", TOKEN_TIME - 5, SCOPE)) == REASON_TOKEN_EXPIRED);
+	CHECK(reason_of(&store, &cache, a_token("tok-1", TOKEN_TIME + 3600, SCOPE)) == REASON_NONE);
+	CHECK(reason_of(&store, &cache, a_token("tok-1", TOKEN_TIME + 3601, SCOPE)) == REASON_TOKEN_LIFETIME);
+	CHECK(reason_of(&store, &cache, a_token("tok-1", TOKEN_TIME + 9, SCOPE ",\"nbf\":100005")) == REASON_NONE);
+	CHECK(reason_of(&store, &cache, a_token("tok-1", TOKEN_TIME + 9, SCOPE ",\"nbf\":100005.1")) == REASON_TOKEN_EARLY);
+	CHECK(reason_of(&store, &cache, a_token("tok-1", TOKEN_TIME + 9, "")) == REASON_TOKEN_SCOPE);
+	CHECK(reason_of(&store, &cache, a_token("t/k", TOKEN_TIME + 9, SCOPE)) == REASON_TOKEN_CLAIMS);
+	CHECK(reason_of(&store, &cache, "a.b") == REASON_TOKEN_MALFORMED && reason_of(&store, &cache, "..") == REASON_TOKEN_MALFORMED);
+	memset(big, 'A', sizeof(big));
+	big[100] = big[200] = '.';
+	big[TOKEN_MAX + 1] = '\0';
+	CHECK(reason_of(&store, &cache, big) == REASON_TOKEN_MALFORMED);
+	/* A device that the store does not have has the rights of its roles. */
+	CHECK(check_token(&store, &cache, a_token_of("{\"alg\":\"ES256\",\"kid\":\"1\"}", "{\"iss\":\"" ISS_FOREIGN "\",\"sub\":\"1\","
+			"\"aud\":\"mqtts://plant\",\"iat\":100000,\"exp\":100009,\"hall\":\"h\",\"a\":{\"roles\":\"sensor\",\"desk\":\"d\"}}",
+			keys[KEY_EC]), &token) == REASON_NONE);
+	CHECK(token->made && token->grants->count == 2 && !token->limited && strcmp(token->id, "x-1") == 0);
+	CHECK(memcmp(token->grants->list[0].filter, "sensors/x-1/#", 13) == 0);
+	CHECK(memcmp(token->grants->list[1].filter, "halls/h/d", 9) == 0);
+	token__free(token);
+	/* More keys than are kept ready do no harm. */
+	for(i = 0; i < 2 * TOKEN_KEYS; i++){
+		CHECK(reason_of(&store, &cache, a_token("tok-1", TOKEN_TIME + 9, SCOPE)) == REASON_NONE);
+		cache.entries[i % TOKEN_KEYS].len = 0;
+	}
+	token__forget_keys(&cache);
+	store__close(&store);
+	mdb_env_close(writer.env);
+	remove_store();
+}
+
+
+static void test_messages_of_enhanced_authentication(void)
+{
+	static const struct {
+		const char *text;
+		size_t len;
+		const char *token; /* NULL: it is none */
+	} cases[] = {
+#define MESSAGE(TEXT, TOKEN) {TEXT, sizeof(TEXT) - 1, TOKEN}
+		MESSAGE("n,,\1auth=Bearer abc\1\1", "abc"), MESSAGE("y,a=x,\1host=h\1auth=bearer abc\1port=1\1\1", "abc"),
+		MESSAGE("", NULL), MESSAGE("n", NULL), MESSAGE("n,,", NULL), MESSAGE("n,,\1", NULL), MESSAGE("n,,\1\1", NULL),
+		MESSAGE("p=x,,\1auth=Bearer abc\1\1", NULL), MESSAGE("n,b=x,\1auth=Bearer abc\1\1", NULL),
+		MESSAGE("n,,\1auth=Bearer abc\1", NULL), MESSAGE("n,,\1auth=Bearer \1\1", NULL),
+		MESSAGE("n,,\1auth=Bearer a\1auth=Bearer b\1\1", NULL), MESSAGE("n,,\1auth=Bearer abc\1\1x", NULL),
+	};
+	struct slice name, token, rest;
+	size_t i;
+
+	for(i = 0; i < sizeof(cases) / sizeof(cases[0]); i++){
+		uint8_t *copy = malloc(cases[i].len ? cases[i].len : 1);
+
+		memcpy(copy, cases[i].text, cases[i].len);
+		CHECK(auth__bearer((struct slice){copy, cases[i].len}, &name, &token) == (cases[i].token != NULL));
+		CHECK(!cases[i].token || (token.len == strlen(cases[i].token) && memcmp(token.at, cases[i].token, token.len) == 0));
+		free(copy);
+	}
+	CHECK(auth__bearer((struct slice){(const uint8_t *)cases[1].text, cases[1].len}, &name, &token) && name.len == 1);
+	CHECK(auth__ace((struct slice){(const uint8_t *)"\0\3abcd", 6}, &token, &rest) && token.len == 3 && rest.len == 1);
+	CHECK(!auth__ace((struct slice){(const uint8_t *)"\0\3ab", 4}, &token, &rest));
+	CHECK(!auth__ace((struct slice){(const uint8_t *)"\0\0ab", 4}, &token, &rest));
+	CHECK(!auth__ace((struct slice){(const uint8_t *)"\0", 1}, &token, &rest) && !auth__ace((struct slice){NULL, 0}, &token, &rest));
+}
+
+
+static struct challenge *a_challenge(const char *id, const void *client)
+{
+	const struct moment from = {.family = 4};
+	enum reason reason;
+	struct token *token = token__read("YQ.YQ.YQ", 8, &reason);
+
+	CHECK(token);
+	strcpy(token->id, id);
+	EVP_PKEY_up_ref(keys[KEY_ED]);
+	return challenge__new(token, keys[KEY_ED], client, NULL, &from);
+}
+
+
+static void test_challenges(void)
+{
+	static char clients[2 * CHALLENGES + 10];
+	struct challenges challenges = {0};
+	struct challenge *challenge, *due;
+	uint8_t answer[TOKEN_NONCE + 512] = "8 bytes.", both[2 * TOKEN_NONCE];
+	char name[CHALLENGE_USERNAME];
+	size_t len, i;
+
+	/* Proven by the key, over both nonces, and by nothing else. */
+	challenge = a_challenge("tok-1", &clients[0]);
+	memcpy(both, challenge->nonce, TOKEN_NONCE);
+	memcpy(both + TOKEN_NONCE, answer, TOKEN_NONCE);
+	len = TOKEN_NONCE + sign(keys[KEY_ED], both, sizeof(both), answer + TOKEN_NONCE);
+	CHECK(challenge__answered(challenge, (struct slice){answer, len}));
+	for(i = 0; i < len; i++){
+		CHECK(!challenge__answered(challenge, (struct slice){answer, i}));
+		answer[i] ^= 1;
+		CHECK(!challenge__answered(challenge, (struct slice){answer, len}));
+		answer[i] ^= 1;
+	}
+	/* Of one device a few, the oldest makes room. */
+	CHECK(challenges__add(&challenges, challenge, 100));
+	for(i = 1; i <= CHALLENGES_SAME; i++){
+		CHECK(!challenges__due(&challenges, 100));
+		CHECK(challenges__add(&challenges, a_challenge("tok-1", &clients[i]), 100));
+	}
+	challenge__username(challenge, name);
+	CHECK(!record__id_ok(name, strlen(name)));
+	due = challenges__due(&challenges, 100);
+	CHECK(due == challenge && due->client == &clients[0]);
+	CHECK(challenges__take(&challenges, &clients[0]) == challenge && !challenges__take(&challenges, &clients[0]));
+	challenge__free(challenge);
+	CHECK(!challenges__due(&challenges, 100 + CHALLENGE_SECONDS - 1) && challenges__due(&challenges, 100 + CHALLENGE_SECONDS));
+	/* Of all devices not many, and with those that wait for the tick no more than twice as many. */
+	for(i = CHALLENGES_SAME + 1; i < sizeof(clients); i++){
+		char id[BEDNET_ID_MAX + 1];
+
+		(void)snprintf(id, sizeof(id), "other-%zu", i);
+		challenge = a_challenge(id, &clients[i]);
+		if(!challenges__add(&challenges, challenge, 100)){
+			challenge__free(challenge);
+		}
+	}
+	CHECK(challenges.count == 2 * CHALLENGES);
+	for(i = 0; i < sizeof(clients); i++){
+		challenge__free(challenges__take(&challenges, &clients[i]));
+	}
+	CHECK(challenges.count == 0 && !challenges.first);
+}
+
+
+/* A session with a token; NULL when something failed on the way. */
+static struct session *a_session(struct sessions *sessions, struct token_keys *cache, const void *client, const char *text)
+{
+	const struct moment from = {.family = 4};
+	struct session *session;
+	struct token *token;
+
+	if(check_token(sessions->store, cache, text, &token) != REASON_NONE){
+		return NULL;
+	}
+	token->generation = sessions->token_generation;
+	session = sessions__add(sessions, client, token->id, METHOD_TOKEN, NULL, &from);
+	if(session == NULL){
+		token__free(token);
+		return NULL;
+	}
+	sessions__authorise(session, token);
+	return session;
+}
+
+
+static void test_sessions_with_tokens(void)
+{
+	struct writer writer = write_store();
+	struct store store;
+	struct sessions sessions;
+	struct change_sink sink = {sink_device, sink_issuers, sink_all, &sessions};
+	struct token_keys cache = {0};
+	struct session *session, *other;
+	struct token *token;
+	struct bytes key = {.len = 0};
+	enum reason why = REASON_NONE;
+	static char clients[3], many[100000];
+	char text[512];
+	bool more;
+	size_t i;
+
+	CHECK(store__open(&store, folder, text, sizeof(text)));
+	sessions__init(&sessions, &store);
+
+	/* It ends at its second, and what it has left stays its device's. */
+	session = a_session(&sessions, &cache, &clients[0], a_token("tok-1", TOKEN_TIME + 10, SCOPE));
+	CHECK(session && sessions__check(&sessions, session, TOKEN_TIME + 14) == REASON_NONE);
+	CHECK(!sessions__left(&sessions, "tok-1", false) && sessions__left(&sessions, "tok-1", true) == session->token);
+	CHECK(sessions__next_due(&sessions, TOKEN_TIME + 14, &why, &more) == NULL && !more);
+	CHECK(sessions__next_due(&sessions, TOKEN_TIME + 15, &why, &more) == session && why == REASON_TOKEN_EXPIRED);
+	sessions__leave(&sessions, &clients[0]);
+	sessions__leave(&sessions, &clients[0]);
+	token = sessions__left(&sessions, "tok-1", false);
+	CHECK(token && sessions.count == 0 && sessions.device_count == 1 && sessions.left_size == token->size);
+	CHECK(sessions__token(&sessions, token, "tok-1", TOKEN_TIME + 99) == REASON_NONE && token->end == TOKEN_TIME + 15);
+
+	/* Of two sessions the one that took over leaves its token, the other none. */
+	session = a_session(&sessions, &cache, &clients[0], a_token("tok-1", TOKEN_TIME + 10, SCOPE));
+	other = a_session(&sessions, &cache, &clients[1], a_token("tok-1", TOKEN_TIME + 20, SCOPE));
+	CHECK(session && other);
+	sessions__leave(&sessions, &clients[0]);
+	CHECK(sessions__left(&sessions, "tok-1", false) == token);
+	token = other->token;
+	sessions__leave(&sessions, &clients[1]);
+	CHECK(sessions__left(&sessions, "tok-1", false) == token);
+	/* One that was never let in leaves what was there; one by other means leaves nothing. */
+	CHECK(a_session(&sessions, &cache, &clients[0], a_token("tok-1", TOKEN_TIME + 10, SCOPE)));
+	sessions__remove(&sessions, &clients[0]);
+	CHECK(sessions__left(&sessions, "tok-1", false) == token);
+	CHECK(sessions__add(&sessions, &clients[0], "tok-1", METHOD_PASSWORD, NULL, &(struct moment){.family = 4}));
+	sessions__leave(&sessions, &clients[0]);
+	CHECK(!sessions__left(&sessions, "tok-1", false) && sessions.device_count == 0 && sessions.left_size == 0);
+
+	/* A session may be broken from within. */
+	session = a_session(&sessions, &cache, &clients[0], a_token("tok-1", TOKEN_TIME + 10, SCOPE));
+	CHECK(sessions__check(&sessions, session, TOKEN_TIME) == REASON_NONE);
+	sessions__break(&sessions, session, REASON_TOKEN_PROOF);
+	CHECK(sessions__check(&sessions, session, TOKEN_TIME) == REASON_TOKEN_PROOF);
+	CHECK(sessions__next_due(&sessions, TOKEN_TIME, &why, &more) == session && why == REASON_TOKEN_PROOF);
+	sessions__remove(&sessions, &clients[0]);
+
+	/* Changes: a cutoff, a token, an issuer. */
+	session = a_session(&sessions, &cache, &clients[0], a_token("tok-1", TOKEN_TIME + 10, SCOPE ",\"jti\":\"j\""));
+	CHECK(sessions__check(&sessions, session, TOKEN_TIME) == REASON_NONE);
+	write_begin(&writer);
+	put_int(&key, TOKEN_TIME - 1, 8);
+	write_record(&writer, "cutoffs", "tok-1", 5, key.at, key.len);
+	write_change(&writer, 7, "tok-1");
+	write_commit(&writer);
+	CHECK(store__refresh(&store, &sink) && sessions.generation == 0);
+	CHECK(sessions__next_due(&sessions, TOKEN_TIME, &why, &more) == NULL && session->token->state == REASON_NONE);
+	write_begin(&writer);
+	key.at[0]++;
+	write_record(&writer, "cutoffs", "tok-1", 5, key.at, key.len);
+	write_change(&writer, 7, "tok-1");
+	write_commit(&writer);
+	CHECK(store__refresh(&store, &sink));
+	CHECK(sessions__next_due(&sessions, TOKEN_TIME, &why, &more) == session && why == REASON_TOKEN_REVOKED);
+	write_begin(&writer);
+	write_record(&writer, "cutoffs", "tok-1", 5, NULL, 0);
+	write_change(&writer, 6, "0123456789abcdeftok-1");
+	write_commit(&writer);
+	CHECK(store__refresh(&store, &sink) && sessions__check(&sessions, session, TOKEN_TIME) == REASON_NONE);
+	write_begin(&writer);
+	key.len = 0;
+	put_hash(&key, ISS "\0j", sizeof(ISS "\0j") - 1, 16);
+	write_record(&writer, "tokens", key.at, key.len, "12345678", 8);
+	put(&key, "tok-1", 6);
+	write_change(&writer, 6, "0123456789abcdeftok-1");
+	write_commit(&writer);
+	CHECK(store__refresh(&store, &sink) && sessions.generation == 0);
+	CHECK(sessions__check(&sessions, session, TOKEN_TIME) == REASON_TOKEN_REVOKED);
+	write_begin(&writer);
+	write_record(&writer, "tokens", key.at, 16, NULL, 0);
+	key.len = 0;
+	put_hash(&key, ISS, strlen(ISS), 8);
+	write_record(&writer, "issuers", key.at, key.len, NULL, 0);
+	write_change(&writer, 5, "12345678");
+	write_commit(&writer);
+	CHECK(store__refresh(&store, &sink) && sessions.generation == 0 && sessions.token_generation == 1);
+	CHECK(sessions__check(&sessions, session, TOKEN_TIME) == REASON_TOKEN_ISSUER);
+	sessions__remove(&sessions, &clients[0]);
+	write_begin(&writer);
+	write_issuers(&writer);
+	write_change(&writer, 5, "12345678");
+	write_commit(&writer);
+	CHECK(store__refresh(&store, &sink));
+
+	/* What is left has its bound. */
+	for(i = 0; i < sizeof(many) && sessions.left_size + 4096 < SESSIONS_LEFT; i++){
+		char id[BEDNET_ID_MAX + 1];
+
+		(void)snprintf(id, sizeof(id), "x-%zu", i);
+		session = sessions__add(&sessions, &many[i], id, METHOD_TOKEN, NULL, &(struct moment){.family = 4});
+		token = token__read("YQ.YQ.YQ", 8, &why);
+		CHECK(session && token);
+		token->size = 4096;
+		sessions__authorise(session, token);
+		sessions__leave(&sessions, &many[i]);
+	}
+	CHECK(sessions__left(&sessions, "x-0", false));
+	for(i = 0; i < 3; i++){
+		session = a_session(&sessions, &cache, &clients[0], a_token("tok-1", TOKEN_TIME + 10, SCOPE));
+		session->token->size = 3000;
+		sessions__leave(&sessions, &clients[0]);
+		session = sessions__add(&sessions, &clients[1], i % 2 ? "temp-1" : "temp-2", METHOD_TOKEN, NULL, &(struct moment){.family = 4});
+		token = token__read("YQ.YQ.YQ", 8, &why);
+		token->size = 3000;
+		sessions__authorise(session, token);
+		sessions__leave(&sessions, &clients[1]);
+	}
+	CHECK(!sessions__left(&sessions, "x-0", false) && sessions__left(&sessions, "x-9", false));
+	CHECK(sessions.left_size <= SESSIONS_LEFT && sessions__left(&sessions, "tok-1", false));
+	sessions__free(&sessions);
+	token__forget_keys(&cache);
+	store__close(&store);
+	mdb_env_close(writer.env);
+	remove_store();
+}
+
+
+/* A token's life: let in, checked again, renewed, left behind. Signed before anything may fail. */
+static bool live_by_token(struct sessions *sessions, struct token_keys *cache)
+{
+	static char first[2048], second[2048], foreign[2048];
+	static char clients[2];
+	const struct moment from = {.family = 4};
+	struct session *session;
+	struct token *token;
+	struct challenge *challenge;
+	bool all = true;
+	const long later = fail_at;
+
+	if(!*first){
+		fail_at = -1;
+		strcpy(first, a_token("tok-1", TOKEN_TIME + 10, SCOPE ",\"jti\":\"1\""));
+		strcpy(second, a_token("tok-1", TOKEN_TIME + 20, SCOPE ",\"jti\":\"2\""));
+		strcpy(foreign, a_token_of("{\"alg\":\"EdDSA\",\"kid\":\"2\"}", "{\"iss\":\"" ISS_FOREIGN "\",\"sub\":\"1\","
+				"\"aud\":\"mqtts://plant\",\"iat\":100000,\"exp\":100009,\"hall\":\"h\",\"a\":{\"roles\":[\"sensor\"],\"desk\":\"d\"}}",
+				keys[KEY_ED]));
+		fail_at = later;
+	}
+	session = a_session(sessions, cache, &clients[0], first);
+	if(session){
+		session->token->stale = true;
+		all = sessions__check(sessions, session, TOKEN_TIME) == REASON_NONE;
+		CHECK(!all || token__permits(session->token, ACCESS_PUBLISH, "a", 1));
+		if(check_token(sessions->store, cache, second, &token) == REASON_NONE){
+			challenge = challenge__new(token, NULL, &clients[0], NULL, &from);
+			if(challenge){
+				sessions__authorise(session, challenge->token);
+				challenge->token = NULL;
+				challenge__free(challenge);
+				all = sessions__check(sessions, session, TOKEN_TIME + 20) == REASON_NONE && all;
+			}else{
+				all = false;
+			}
+		}else{
+			all = false;
+		}
+		sessions__leave(sessions, &clients[0]);
+	}
+	session = session ? a_session(sessions, cache, &clients[1], foreign) : NULL;
+	if(session == NULL){
+		return false;
+	}
+	all = sessions__check(sessions, session, TOKEN_TIME) == REASON_NONE && all;
+	CHECK(!all || session__grants(session)->count == 2);
+	sessions__remove(sessions, &clients[1]);
+	return all;
+}
+
+
 /* What a broker asks in a session's life; true when everything that is granted was granted. Whatever fails on the way, what
  * is not granted is refused. */
 static bool live(struct store *store, struct writer *writer)
@@ -913,11 +1541,13 @@ static bool live(struct store *store, struct writer *writer)
 	struct session *session;
 	struct decision decision;
 	static char clients[300];
-	bool all = true, more = true;
+	struct token_keys cache = {0};
+	bool all, more = true;
 	enum reason why = REASON_NONE;
 	size_t i;
 
 	sessions__init(&sessions, store);
+	all = live_by_token(&sessions, &cache);
 	for(i = 0; i < sizeof(clients); i++){
 		session = sessions__add(&sessions, &clients[i], i % 2 ? "temp-1" : "temp-2", METHOD_CERTIFICATE, &certificate, &from);
 		all = all && session;
@@ -951,8 +1581,9 @@ static bool live(struct store *store, struct writer *writer)
 	for(i = 0; i < sizeof(clients); i++){
 		sessions__remove(&sessions, &clients[i]);
 	}
-	CHECK(sessions.count == 0 && sessions.device_count == 0);
+	CHECK(sessions.count == 0 && sessions.device_count == (sessions__left(&sessions, "tok-1", false) != NULL));
 	sessions__free(&sessions);
+	token__forget_keys(&cache);
 	return all;
 }
 
@@ -977,7 +1608,7 @@ static void test_every_allocation_may_fail(void)
 		}
 		all = false;
 	}
-	CHECK(at > 300);
+	CHECK(at > 500);
 	store__close(&store);
 	mdb_env_close(writer.env);
 	remove_store();
@@ -1003,6 +1634,8 @@ static void test_stores_that_are_none(void)
 
 int main(void)
 {
+	json_set_alloc_funcs(malloc, free); /* ours, which can be made to fail */
+	make_keys();
 	test_filters();
 	test_shared_subscriptions();
 	test_cut_records_do_not_parse();
@@ -1020,8 +1653,15 @@ int main(void)
 	test_lines_of_the_audit_are_shared();
 	test_certificate_names();
 	test_sessions();
+	test_base64url();
+	test_cut_records_of_issuers_do_not_parse();
+	test_tokens();
+	test_messages_of_enhanced_authentication();
+	test_challenges();
+	test_sessions_with_tokens();
 	test_every_allocation_may_fail();
 	test_stores_that_are_none();
+	free_keys();
 	puts("All unit tests passed.");
 	return 0;
 }
