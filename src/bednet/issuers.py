@@ -266,6 +266,7 @@ class _Reader:
         if own:
             message = f"{what} is the site's own token service: devices.yml says which roles its devices have"
             self.refuse(node.place, "service-roles", message, "take 'roles' out")
+            return None, {}
         if not prefix:
             message = f"{what} gives roles to ids that devices.yml does not have, and has no prefix for them"
             cure = "add 'device: {prefix: \"kc-\"}', so that none of its tokens can be for another's device"
