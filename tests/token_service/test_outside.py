@@ -306,7 +306,12 @@ def test_authlib_gets_and_ends_a_token_by_assertion(deployed: Deployed) -> None:
         from joserfc.jwk import ECKey  # noqa: PLC0415
 
         secret = ECKey.import_key(plain)
-    session = authlib_session(client_id="pump-1", client_secret=secret, token_endpoint_auth_method="private_key_jwt")  # noqa: S106
+    session = authlib_session(
+        client_id="pump-1",
+        client_secret=secret,
+        token_endpoint_auth_method="private_key_jwt",  # noqa: S106
+        revocation_endpoint_auth_method="private_key_jwt",
+    )
     session.register_client_auth_method(PrivateKeyJWT(url, alg="ES256"))
     ca = str(deployed.ca.path)
     token = session.fetch_token(url, grant_type="client_credentials", verify=ca)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,6 +27,7 @@ from tests.token_service.plant import (
 if TYPE_CHECKING:
     from tests.token_service.plant import Plant
 
+BEGIN, END = dt.datetime(2027, 1, 1, tzinfo=dt.UTC), dt.datetime(2027, 4, 1, tzinfo=dt.UTC)
 FORM = {"grant_type": "client_credentials", "client_id": "edge-1"}
 
 
@@ -162,10 +164,7 @@ def test_two_certificates_in_one_header_are_refused(plant: Plant) -> None:
 def test_subject_that_is_no_device_is_refused_section_2_1_2(plant: Plant, names: list[str]) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name, _validate=False) for name in names])
-    plain = certificate("edge-1", key=key)
-    made = x509.CertificateBuilder(
-        subject, subject, key.public_key(), 1, plain.not_valid_before_utc, plain.not_valid_after_utc
-    ).sign(key, hashes.SHA256())
+    made = x509.CertificateBuilder(subject, subject, key.public_key(), 1, BEGIN, END).sign(key, hashes.SHA256())
     headers = {"X-Bednet-Client-Verify": "SUCCESS", "X-Bednet-Client-Cert": pem(made)}
     refused(plant, send(plant, headers), "invalid_client", "certificate-subject", 401)
 
@@ -178,11 +177,8 @@ def test_id_in_another_place_of_the_certificate_counts_for_nothing(plant: Plant)
             x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, "edge-1"),
         ]
     )
-    plain = certificate("edge-1", key=key)
     made = (
-        x509.CertificateBuilder(
-            subject, subject, key.public_key(), 1, plain.not_valid_before_utc, plain.not_valid_after_utc
-        )
+        x509.CertificateBuilder(subject, subject, key.public_key(), 1, BEGIN, END)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("edge-1")]), critical=False)
         .sign(key, hashes.SHA256())
     )

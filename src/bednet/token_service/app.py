@@ -37,6 +37,7 @@ MOST_BYTES = 16_384
 
 MOST_PARAMETERS = 20
 RETRY_SECONDS = 5
+PLAIN: dict[str, Any] = {"provide_automatic_options": False}
 FORM = "application/x-www-form-urlencoded"
 _FORM_PATHS = ("/token", "/introspect", "/revoke", "/device_authorization", "/device")
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "invalid_request"}
@@ -66,7 +67,7 @@ def make_app(config: Config, *, database: Database | None = None, now: Callable[
     log.set_up(config.log_level)
     service = Service(config, database or Database.of(config), now or (lambda: int(time.time())))
     app = Flask("bednet.token_service", static_folder=None, template_folder=None)
-    app.config.update(MAX_CONTENT_LENGTH=MOST_BYTES, PROVIDE_AUTOMATIC_OPTIONS=False)
+    app.config.update(MAX_CONTENT_LENGTH=MOST_BYTES)
     app.extensions["bednet"] = service
     app.wsgi_app = _BehindProxy(app.wsgi_app, config.issuer)  # type: ignore[method-assign]
     _add_guards(app, service)
@@ -182,30 +183,30 @@ def _add_errors(app: Flask) -> None:
 def _add_oauth(app: Flask, service: Service) -> None:
     server = Server(service)
 
-    @app.post("/token")
+    @app.post("/token", **PLAIN)
     def token() -> Response:
         if "grant_type" not in context().form:
             raise Refusal("invalid_request", "no-grant-type")
         return _answer(server.create_token_response())
 
-    @app.post("/introspect")
+    @app.post("/introspect", **PLAIN)
     def introspect() -> Response:
         return _answer(server.create_endpoint_response("introspection"))
 
-    @app.post("/revoke")
+    @app.post("/revoke", **PLAIN)
     def revoke() -> Response:
         return _answer(server.create_endpoint_response("revocation"))
 
-    @app.post("/device_authorization")
+    @app.post("/device_authorization", **PLAIN)
     def device_authorization() -> Response:
         return _answer(server.create_endpoint_response("device_authorization"))
 
-    @app.get("/device")
+    @app.get("/device", **PLAIN)
     def device_form() -> Response:
         service.check()
         return page.answer(service, None, request.args.get("user_code", ""), None)
 
-    @app.post("/device")
+    @app.post("/device", **PLAIN)
     def device() -> Response:
         return page.answer(service, context().form, "", request.headers.get("Origin"))
 
@@ -219,24 +220,24 @@ def _add_documents(app: Flask, service: Service) -> None:
     metadata = json.dumps(metadata_of(service.config))
     description = json.dumps(openapi.describe(service.config))
 
-    @app.get("/.well-known/oauth-authorization-server")
+    @app.get("/.well-known/oauth-authorization-server", **PLAIN)
     def well_known() -> Response:
         return Response(metadata, mimetype="application/json", headers=_PUBLIC)
 
-    @app.get("/openapi.json")
+    @app.get("/openapi.json", **PLAIN)
     def openapi_json() -> Response:
         return Response(description, mimetype="application/json", headers=_PUBLIC)
 
-    @app.get("/jwks.json")
+    @app.get("/jwks.json", **PLAIN)
     def jwks() -> Response:
         return Response(json.dumps(service.jwks()), mimetype="application/jwk-set+json", headers=_PUBLIC)
 
-    @app.get("/revocations")
+    @app.get("/revocations", **PLAIN)
     def revocations() -> Response:
         headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
         return Response(service.revocations(), mimetype="application/jwt", headers=headers)
 
-    @app.get("/healthz")
+    @app.get("/healthz", **PLAIN)
     def healthz() -> Response:
         service.health()
         return Response('{"status": "ok"}', headers=NO_STORE)
