@@ -80,8 +80,7 @@ class Device:
         number = self._numbers[stream.number] = self._numbers[stream.number] + 1
         tally, kind = stage.tally, stream.kind
         tally.scheduled[kind] += 1
-        head = measure.Stamp(stage.plan.run, stage.clock, stream.number, number, due_ns)
-        payload = measure.stamp(head, stage.padding(stream))
+        payload = measure.stamped(stage.run, stage.clock, stream.number, number, due_ns, stage.padding(stream))
         mid = self.connection.publish(stream.topic, payload, stream.qos)
         if mid:
             tally.sent[kind] += 1
@@ -107,7 +106,7 @@ class Device:
         """Take a message."""
         stage = self._stage
         head = measure.read_stamp(payload)
-        if head is None or head.run != stage.plan.run:
+        if head is None or head.run != stage.run:
             if topic.startswith(b"$SYS/"):
                 name, told = topic.decode(), payload[:_BROKER_BYTES].decode(errors="replace")
                 stage.tally.broker_before.setdefault(name, told)
@@ -192,6 +191,7 @@ class Generator:
         self.tally = Tally()
         self.phase = Phase.CONNECTING
         self.clock = measure.clock_id()
+        self.run = plan.run
         self.ahead: Mapping[int, int] = {self.clock: 0}
         self.arrived = 0
         self.kind_of = {stream.number: stream.kind for stream in plan.streams}
@@ -394,9 +394,7 @@ class Generator:
                 device.drop(stream)
             else:
                 device.send(stream, at)
-                lag = now - at
-                self.tally.lag.add(lag)
-                self.now.lag.add(lag)
+                self.now.lag.add(now - at)
             heapq.heapreplace(due, (at + step, number, step, device, stream))
             stretch += 1
             if stretch >= _STRETCH:
@@ -427,6 +425,9 @@ class Generator:
 
     def finish(self) -> Tally:
         """Disconnect everybody and return the tally."""
+        if self.phase is not Phase.OVER:
+            for second in self.tally.seconds:
+                self.tally.lag.merge(second.lag)
         self.phase = Phase.OVER
         self._over.set()
         gevent.killall(self._helpers)

@@ -145,3 +145,8 @@ def test_the_busiest_process_and_the_worst_clock_are_those_of_all() -> None:
     whole.merge(Tally(busiest=0.9, clock_error_ms=0.0))
     whole.merge(Tally(busiest=0.2, clock_error_ms=0.4))
     assert (whole.busiest, whole.clock_error_ms) == (0.9, 0.4)
+
+
+def test_both_ways_to_a_stamp_give_the_same() -> None:
+    head = Stamp(7, 8, 9, 10, 11)
+    assert measure.stamped(*head, b"xy") == measure.stamp(head, b"xy")
