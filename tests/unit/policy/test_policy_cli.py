@@ -201,15 +201,20 @@ def test_the_example_plant_compiles_without_a_warning(capsys: pytest.CaptureFixt
     output = capsys.readouterr()
     assert output.err == ""
     summary = json.loads(output.out)["summary"]
-    assert (summary["devices"], summary["revoked"], summary["waiting_for_csr"], summary["password"]) == (24, 1, 1, 3)
-    assert (summary["roles"], summary["rules"]) == (7, 5)
+    assert (summary["devices"], summary["revoked"], summary["waiting_for_csr"]) == (28, 1, 1)
+    assert (summary["password"], summary["psk"], summary["token"]) == (3, 1, 3)
+    assert (summary["roles"], summary["rules"], summary["issuers"]) == (7, 5, 1)
 
 
-def test_an_acl_file_cannot_say_when_and_from_where_in_the_example_plant(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_acl_file_cannot_say_all_of_the_example_plant(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(EXAMPLE), "--access-control", "acl_file"]) == 1
     errors = capsys.readouterr().err.splitlines()
-    assert [line.rsplit(" ", 1)[1] for line in errors] == ["[acl-condition]"] * 3
-    for line, name in zip(errors, ("shift-log", "maintenance-window", "reports-in-the-office"), strict=True):
+    assert [line.rsplit(" ", 1)[1] for line in errors] == [
+        "[acl-psk]",
+        *["[acl-token]"] * 3,
+        *["[acl-condition]"] * 3,
+    ]
+    for line, name in zip(errors[-3:], ("shift-log", "maintenance-window", "reports-in-the-office"), strict=True):
         assert f": rule '{name}' allows " in line
 
 
