@@ -127,9 +127,17 @@ def test_all_tokens_of_a_device_are_ended(deployed: Run) -> None:
 
 
 def test_device_is_kept_out_until_the_site_lets_it_in_again(deployed: Run) -> None:
-    assert deployed("revoke", "--device", "edge-1", "--reason", "keyCompromise", "--reinstated", "5")["changed"] is True
     assert (
-        deployed("revoke", "--device", "edge-1", "--reason", "keyCompromise", "--reinstated", "5")["changed"] is False
+        deployed("revoke", "--device", "edge-1", "--reason", "keyCompromise", "--reinstated", "1970-01-01T00:00:05Z")[
+            "changed"
+        ]
+        is True
+    )
+    assert (
+        deployed("revoke", "--device", "edge-1", "--reason", "keyCompromise", "--reinstated", "1970-01-01T00:00:05Z")[
+            "changed"
+        ]
+        is False
     )
     told = [{"device": "edge-1", "reason": "keyCompromise"}]
     for mark, reinstated in ((None, []), (5, []), (6, told)):
@@ -166,6 +174,8 @@ def test_refusals_name_the_cure(deployed: Run, arguments: list[str], message: st
         ["rotate", "--sign-after", "-1"],
         ["rotate", "--retire-after", "x"],
         ["approve", "BBBB-BBBB"],
+        ["revoke", "--device", "a", "--reason", "superseded", "--reinstated", "5"],
+        ["revoke", "--device", "a", "--reason", "superseded", "--reinstated", "2026-01-01T00:00:00"],
     ],
 )
 def test_wrong_command_line_is_refused(deployed: Run, arguments: list[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime as dt
 import json
 import logging
 import os
@@ -200,9 +201,9 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--device", metavar="ID")
     revoke.add_argument(
         "--reinstated",
-        type=int,
+        type=_instant,
         default=0,
-        metavar="SECONDS",
+        metavar="TIME",
         help="with --reason: its 'reinstated' in devices.yml, if any: no such or older one lets it in again",
     )
     revoke.add_argument(
@@ -217,6 +218,16 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("purge", help="forget tokens, requests and keys that are over")
     commands.add_parser("status", help="health; exit code 1 when somebody has to act")
     return parser
+
+
+def _instant(text: str) -> int:
+    try:
+        at = dt.datetime.fromisoformat(text)
+    except ValueError:
+        at = None
+    if at is None or at.tzinfo is None:
+        raise argparse.ArgumentTypeError("write a date and time with an offset, as in 2026-12-31T17:00:00Z")
+    return int(at.timestamp())
 
 
 def _seconds(text: str) -> int:
