@@ -56,11 +56,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # Suites whose tests use the fixture `lab`, and files of tests/roles that bring up labs of their own, the longest first.
-ON_THE_LAB = {"authentication", "authorization", "demo", "encryption", "resilience", "roles"}
+ON_THE_LAB = {"authentication", "authorization", "demo", "encryption", "resilience", "roles", "tokens"}
 OWN_LAB = (
     "tests/roles/test_alternative.py",
     "tests/roles/test_ca_on_a_gateway.py",
     "tests/roles/test_key_types.py",
+    "tests/tokens/test_instances.py",
 )
 
 

@@ -4,12 +4,15 @@
 - :class:`Scenario`: a lab on which site.yml ran in check mode, for real, and again.
 - :func:`deploy`: make one of a lab with bare hosts.
 - :func:`forget_key_types`: what a lab's copy of the site needs before a CA may have other keys.
+- :func:`forget_tokens`: takes the token service out of a lab's copy of the site.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import yaml
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +47,19 @@ def forget_key_types(site: Path) -> None:
     file = site / "devices.yml"
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     file.write_text("".join(line for line in lines if "key_types:" not in line), encoding="utf-8")
+
+
+def forget_tokens(site: Path) -> None:
+    """Take the token service, and the devices that need it, out of a lab's copy of the site: it takes its time."""
+    hosts = yaml.safe_load((site / "hosts.yml").read_text(encoding="utf-8"))
+    del hosts["token_service"]
+    (site / "hosts.yml").write_text(yaml.safe_dump(hosts), encoding="utf-8")
+    cuts = (("policy.yml", "issuers:\n", "\n# These run"), ("devices.yml", "  # Edge computers", ""))
+    for name, section, end in cuts:
+        text = (site / name).read_text(encoding="utf-8")
+        begin = text.index(section)
+        rest = text[text.index(end, begin) :] if end else ""
+        (site / name).write_text(text[:begin] + rest, encoding="utf-8")
 
 
 def deploy(lab: Lab, *converge: str) -> Scenario:

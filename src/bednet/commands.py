@@ -23,6 +23,7 @@ from bednet.explain import explanation
 from bednet.matrix import matrix_of
 from bednet.moment import parse_instant
 from bednet.policy import Access, Moment, Verdict
+from bednet.shape import did_you_mean
 from bednet.site import KEY_TYPES, Device, Site, failing_tests, load_site, unusable_key_types
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=Path,
         metavar="FILE",
         help="write the compiled site to FILE as well, which bednet-store reads; what is printed stays the same",
+    )
+    compiler.add_argument(
+        "--device", metavar="ID", help="print nothing but one device's line of the compiled site, for bednet-store put"
     )
     for parser in (check, compiler):
         # A function, since only the parser can say that its command line is wrong.
@@ -175,6 +179,18 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _compile(arguments: argparse.Namespace) -> int:
     site = _asked(arguments)
+    if arguments.device is not None:
+        if arguments.output is not None or arguments.access_control != "plugin":
+            arguments.refuse("argument --device: goes with neither --output nor --access-control acl_file")
+        if arguments.device not in site.devices:
+            near = did_you_mean(arguments.device, site.devices)
+            sys.stderr.write(
+                f"bednet: there is no device {arguments.device!r} in {arguments.site}. Cure: {near}Name one of its "
+                "lists [unknown-device]\n"
+            )
+            return 1
+        sys.stdout.write(compiled.device_line(site, arguments.device))
+        return 0
     acl_file = compile_acl_file(site, strictest=arguments.strictest) if arguments.access_control == "acl_file" else None
     if arguments.output is not None:
         try:
@@ -188,7 +204,12 @@ def _compile(arguments: argparse.Namespace) -> int:
     for number, device_id in enumerate(sorted(site.devices)):
         sys.stdout.write(",\n    " if number else "\n    ")
         sys.stdout.write(json.dumps(_listed(site.devices[device_id])))
-    sys.stdout.write(f'\n  ],\n  "summary": {json.dumps(_summary(site))}\n}}\n')
+    issuers = [
+        {name: getattr(issuer, name) for name in ("name", "issuer", "service", "algorithms", "longest", "jwks_url")}
+        | {"audience": issuer.audience}
+        for issuer in site.issuers.values()
+    ]
+    sys.stdout.write(f'\n  ],\n  "issuers": {json.dumps(issuers)},\n  "summary": {json.dumps(_summary(site))}\n}}\n')
     return 0
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from testbed.lab import Lab
-from tests.scenario import Scenario, deploy, forget_key_types
+from tests.scenario import Scenario, deploy, forget_key_types, forget_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,4 +36,5 @@ def alternative_before() -> Iterator[Lab]:
 def alternative(alternative_before: Lab) -> Scenario:
     """The scenario `alternative`: checked, converged (telling all that Ansible can tell) and run again."""
     forget_key_types(alternative_before.site)
+    forget_tokens(alternative_before.site)
     return deploy(alternative_before, "-vvv", "--diff")

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from bednet.verify import Report, read_report
 from testbed.lab import Lab
-from tests.scenario import forget_key_types
+from tests.scenario import forget_key_types, forget_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +53,7 @@ def deployed(request: pytest.FixtureRequest) -> Iterator[Deployed]:
         (lab.site / "group_vars/all/zz-key-type.yml").write_text(yaml.safe_dump(variables), encoding="utf-8")
         refused = lab.play("site.yml", check=False)
         forget_key_types(lab.site)
+        forget_tokens(lab.site)
         path = lab.folder / "report.json"
         yield Deployed(
             key_type,

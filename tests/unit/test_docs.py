@@ -24,7 +24,7 @@ from bednet.commands import checked_site
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("roles/*/README.md")})
 OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-ROLES = ("ca", "enrolment", "mosquitto", "verification")
+ROLES = ("ca", "enrolment", "mosquitto", "token_service", "verification")
 PROGRAMS = {"mosquitto_pub", "mosquitto_sub", "mosquitto_passwd"}
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

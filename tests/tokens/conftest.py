@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the suite of tokens shares: the lab's token service, and the devices that get tokens from it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bednet.client import Token, TokenClient, TokenError, TokenSource
+from bednet.probe import Credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+    from bednet.probe import Listener
+    from testbed.lab import Host
+    from tests.conftest import Plant
+
+DEADLINE_S = 10.0
+
+
+def claims(token: Token | str) -> dict[str, Any]:
+    """Read what a token says."""
+    text = token if isinstance(token, str) else token.text
+    part = text.split(".")[1]
+    told: dict[str, Any] = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    return told
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The token service of the lab."""
+
+    plant: Plant
+
+    @property
+    def host(self) -> Host:
+        """Its host."""
+        return self.plant.lab.hosts["gateway-1"]
+
+    def source(self, device: str, **more: Any) -> TokenSource:
+        """Return where a device gets its tokens."""
+        return TokenSource.of_bundle(self.plant.folder / device, address=self.host.address, **more)
+
+    def is_bound(self, device: str) -> bool:
+        """Whether its tokens are of use only together with its certificate."""
+        return self.source(device).is_bound
+
+    def listener(self, device: str, gateway: str = "gateway-1") -> Listener:
+        """Return where a device shows its tokens."""
+        return self.plant.mtls(gateway) if self.is_bound(device) else self.plant.passwords(gateway)
+
+    def credentials(self, device: str, token: Token) -> Credentials:
+        """Return what it shows there."""
+        if not self.is_bound(device):
+            return Credentials(username=device, password=token.text)
+        own = self.plant.certificate(device)
+        return Credentials(own.certificate, own.key, username=device, password=token.text)
+
+    def tool(self, *words: str) -> dict[str, Any]:
+        """Run the service's tool on its host."""
+        told: dict[str, Any] = json.loads(self.host.exec(["bednet-token-service", *words]).stdout)
+        return told
+
+    def refused(self, device: str) -> TokenError:
+        """Return why a device gets no token."""
+        with pytest.raises(TokenError) as caught:
+            self.source(device).get()
+        return caught.value
+
+    def await_health(self) -> None:
+        """Wait until it gives tokens again."""
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                self.source("edge-2").get()
+            except TokenError:
+                assert time.monotonic() < deadline, "the token service does not come back"
+                time.sleep(0.2)
+            else:
+                return
+
+
+class Connected:
+    """A device with bednet.client, as a context manager: entered when it is let in."""
+
+    def __init__(self, tokens: Tokens, device: str, gateway: str = "gateway-1", *subscriptions: str) -> None:
+        self.renewed: list[float | TokenError] = []
+        self.heard: list[bytes] = []
+        self.lost: list[str] = []
+        self.connections = 0
+        self._changed = threading.Condition()
+        self.client = TokenClient(tokens.source(device), on_renewed=self._note(self.renewed))
+        self.client.on_connect = self._connected
+        self.client.on_message = self._received
+        self.client.on_disconnect = self._disconnected
+        self._subscriptions = subscriptions
+        listener = tokens.listener(device, gateway)
+        # The certificate is the gateway's, whose name the lab's network knows, and this machine does not.
+        self.client.tls_set_context(_named(tokens.source(device), listener.server_name or listener.host))
+        self._where = listener.host, listener.port
+
+    def _note(self, notes: list[Any]) -> Callable[[Any], None]:
+        def note(what: Any) -> None:
+            with self._changed:
+                notes.append(what)
+                self._changed.notify_all()
+
+        return note
+
+    def _connected(self, client: Any, _data: Any, _flags: Any, reason: Any, _more: Any) -> None:
+        if not reason.is_failure:
+            for topic in self._subscriptions:
+                client.subscribe(topic, qos=1)
+            with self._changed:
+                self.connections += 1
+                self._changed.notify_all()
+
+    def _received(self, _client: Any, _data: Any, message: Any) -> None:
+        self._note(self.heard)(message.payload)
+
+    def _disconnected(self, _client: Any, _data: Any, _flags: Any, reason: Any, _more: Any) -> None:
+        self._note(self.lost)(str(reason))
+
+    def until(self, ready: Callable[[], object], what: str) -> None:
+        """Wait for something that it notes."""
+        with self._changed:
+            assert self._changed.wait_for(ready, DEADLINE_S), f"{what} does not happen: {self.lost} {self.renewed}"
+
+    def publish(self, topic: str, payload: bytes) -> bool:
+        """Publish, and say whether the gateway took it."""
+        info = self.client.publish(topic, payload, qos=1)
+        info.wait_for_publish(DEADLINE_S)
+        return info.is_published()
+
+    def __enter__(self) -> Connected:
+        self.client.reconnect_delay_set(1, 2)
+        self.client.connect(*self._where)
+        self.client.loop_start()
+        self.until(lambda: self.connections, "a connection")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+
+def _named(source: TokenSource, name: str) -> Any:
+    context = source.context()
+    wrap = context.wrap_socket
+
+    def wrap_socket(sock: Any, **how: Any) -> Any:
+        return wrap(sock, **{**how, "server_hostname": name})
+
+    setattr(context, "wrap_socket", wrap_socket)  # noqa: B010 - its type is more than is needed here
+    return context
+
+
+@pytest.fixture(scope="session")
+def tokens(plant: Plant) -> Tokens:
+    """The lab's token service, for the whole run."""
+    return Tokens(plant)
+
+
+@pytest.fixture
+def again(tokens: Tokens) -> Iterator[None]:
+    """Whatever a test does to the service: afterwards it gives tokens again."""
+    yield
+    tokens.host.exec(["systemctl", "start", "bednet-token-service.socket", "bednet-token-service.service"])
+    tokens.await_health()

@@ -1,0 +1,427 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens on the deployed site: who comes in with one, who does not, and what holds when the service does not.
+
+The sharp edges: a token that is good at a gateway or in hands that it was not made for, a renewal that costs the
+connection, a service that is down and takes those down with it who have a token, and an answer that says nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, utils
+
+from bednet import cli
+from bednet.client import TokenSource, _base64url
+from bednet.probe import NOT_AUTHORIZED, Credentials, Outcome, enter
+from tests.live import Audit, other_site
+from tests.tokens.conftest import Connected, claims
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Plant
+    from tests.live import Site
+    from tests.tokens.conftest import Tokens
+
+pytestmark = pytest.mark.lab
+
+METHODS = {"edge-1": "tls_client_auth", "edge-2": "client_secret_basic", "edge-3": "private_key_jwt"}
+REFUSED = {4: 5, 5: NOT_AUTHORIZED}
+every_device = pytest.mark.parametrize("device", METHODS)
+
+
+# --- who comes in
+
+
+@every_device
+def test_a_device_gets_a_token_by_the_method_that_the_site_gives_it(tokens: Tokens, device: str) -> None:
+    source = tokens.source(device)
+    assert source.method == METHODS[device]
+    told = claims(source.get())
+    assert (told["iss"], told["sub"], told["aud"]) == (source.issuer, device, "mqtts://plant.example")
+    assert told["exp"] - told["iat"] == 900
+    assert ("x5t#S256" in told.get("cnf", {})) == source.is_bound
+
+
+@every_device
+@pytest.mark.parametrize("version", [4, 5])
+def test_a_token_as_password_lets_its_device_in_at_every_gateway(tokens: Tokens, device: str, version: Any) -> None:
+    token = tokens.source(device).get()
+    for gateway in ("gateway-1", "gateway-2"):
+        where = tokens.listener(device, gateway)
+        answer = enter(where, tokens.credentials(device, token), version=version)
+        assert answer.accepted, answer
+
+
+def _await_renewals(own: Connected, count: int) -> None:
+    own.until(lambda: len(own.renewed) >= count, "a renewal")
+
+
+@every_device
+def test_a_token_is_renewed_in_the_session_and_nothing_is_lost(plant: Plant, tokens: Tokens, device: str) -> None:
+    """Enhanced authentication and re-authentication (MQTT 5, 4.12) by OAUTHBEARER (RFC 7628)."""
+    with (
+        Connected(tokens, device, "gateway-1", f"commands/{device}/#") as own,
+        plant.session("tablet-jo") as boss,
+    ):
+        for number in range(3):
+            assert boss.publish(f"commands/{device}/interval", b"%d" % number).granted
+            own.client.renew()
+            _await_renewals(own, number + 1)
+            assert own.publish(f"sensors/{device}/temperature", b"21")
+        own.until(lambda: len(own.heard) == 3, "the third command")
+        assert own.heard == [b"0", b"1", b"2"]
+        assert own.renewed == [900.0] * 3
+        assert (own.connections, own.lost) == (1, [])
+
+
+def test_bednet_token_gets_one_for_a_device_by_its_bundle(
+    plant: Plant, tokens: Tokens, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["token", str(plant.lab.site), "--device", "edge-2", "--bundle", str(plant.folder / "edge-2")]
+    words += ["--address", tokens.host.address]
+    assert cli.main(words) == 0
+    assert claims(capsys.readouterr().out.strip())["sub"] == "edge-2"
+    output = tmp_path / "token"
+    assert cli.main([*words, "--output", str(output)]) == 0
+    assert capsys.readouterr().out == ""
+    assert output.stat().st_mode & 0o777 == 0o600
+    assert claims(output.read_text(encoding="ascii"))["sub"] == "edge-2"
+    for device, why in (("edge-1", "is the bundle of edge-2"), ("temp-101", "has no tokens"), ("no-9", "no device")):
+        assert cli.main([*words[:3], device, *words[4:]]) == 1
+        assert why in capsys.readouterr().err
+
+
+# --- who does not
+
+
+def _refused(tokens: Tokens, gateway: str, where: Any, credentials: Credentials, reason: str) -> None:
+    for version in (4, 5):
+        audit = Audit(tokens.plant.lab.hosts[gateway])
+        answer = enter(where, credentials, version=version)
+        assert (answer.outcome, answer.code) == (Outcome.REFUSED, REFUSED[version])
+        assert audit.line(event="refused", action="connect")["reason"] == reason
+
+
+def test_a_bound_token_is_of_no_use_without_its_certificate(plant: Plant, tokens: Tokens) -> None:
+    stolen = tokens.source("edge-1").get()
+    bare = Credentials(username="edge-1", password=stolen.text)
+    _refused(tokens, "gateway-2", plant.passwords("gateway-2"), bare, "token-binding")
+
+
+def test_a_bound_token_is_of_no_use_with_the_certificate_of_another_device(plant: Plant, tokens: Tokens) -> None:
+    stolen, thief = tokens.source("edge-1").get(), plant.certificate("edge-3")
+    mixed = Credentials(thief.certificate, thief.key, username="edge-1", password=stolen.text)
+    for version in (4, 5):
+        answer = enter(plant.mtls("gateway-2"), mixed, client_id="edge-1", version=version)
+        assert (answer.outcome, answer.code) == (Outcome.REFUSED, REFUSED[version])
+
+
+def test_a_certificate_alone_does_not_let_a_device_with_tokens_in(plant: Plant, tokens: Tokens) -> None:
+    _refused(tokens, "gateway-1", plant.mtls(), plant.certificate("edge-1"), "method")
+
+
+def test_a_token_for_one_gateway_is_refused_by_the_other(tokens: Tokens) -> None:
+    """RFC 8707: stolen on its way to one gateway, it opens no other."""
+    token = tokens.source("edge-2", resource="mqtts://gateway-1.plant.example").get()
+    shown = tokens.credentials("edge-2", token)
+    assert enter(tokens.listener("edge-2"), shown).accepted
+    _refused(tokens, "gateway-2", tokens.listener("edge-2", "gateway-2"), shown, "token-audience")
+
+
+def _forged(token: str, *, header: dict[str, str], key: ec.EllipticCurvePrivateKey | None) -> str:
+    """Return what a token says, with another header and signature."""
+    signed = f"{_base64url(json.dumps(header).encode())}.{token.split('.')[1]}"
+    if key is None:
+        return f"{signed}."
+    pair = utils.decode_dss_signature(key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
+    return f"{signed}.{_base64url(b''.join(number.to_bytes(32, 'big') for number in pair))}"
+
+
+@pytest.mark.parametrize("kind", ["alg-none", "another-key"])
+def test_a_token_that_the_service_did_not_sign_is_refused(tokens: Tokens, kind: str) -> None:
+    token = tokens.source("edge-2").get().text
+    kid = tokens.tool("keys")["keys"][-1]["kid"]
+    if kind == "alg-none":
+        forged, reason = _forged(token, header={"alg": "none", "typ": "at+jwt"}, key=None), "token-malformed"
+    else:
+        key = ec.generate_private_key(ec.SECP256R1())
+        forged = _forged(token, header={"alg": "ES256", "typ": "at+jwt", "kid": kid}, key=key)
+        reason = "token-signature"
+    shown = Credentials(username="edge-2", password=forged)
+    if kind == "alg-none":
+        # With nothing behind the second dot it is no token: a password, and a wrong one.
+        assert enter(tokens.listener("edge-2"), shown, version=5).code == NOT_AUTHORIZED
+        return
+    _refused(tokens, "gateway-1", tokens.listener("edge-2"), shown, reason)
+
+
+def test_a_flood_of_bad_tokens_is_not_noticed_by_others(plant: Plant, tokens: Tokens, measured: Any) -> None:
+    where, key = tokens.listener("edge-2"), ec.generate_private_key(ec.SECP256R1())
+    kid = tokens.tool("keys")["keys"][-1]["kid"]
+    token = tokens.source("edge-2").get().text
+    forged = _forged(token, header={"alg": "ES256", "typ": "at+jwt", "kid": kid}, key=key)
+    bad, stop, refused = Credentials(username="edge-2", password=forged), threading.Event(), []
+
+    def flood() -> None:
+        while not stop.is_set():
+            refused.append(enter(where, bad).accepted)
+
+    def took(count: int) -> list[float]:
+        waits = []
+        for number in range(count):
+            begin = time.monotonic()
+            assert victim.publish("sensors/temp-101/temperature", b"%d" % number).granted
+            waits.append(time.monotonic() - begin)
+        return waits
+
+    with plant.session("temp-101") as victim:
+        calm = took(50)
+        threads = [threading.Thread(target=flood) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            busy = took(200)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    assert not any(refused)
+    assert len(refused) > 20
+    # The generator takes part of the machine too: what must not happen is that one waits for the others.
+    assert max(busy) < 1.0
+    measured(
+        f"Publishing while {len(refused)} bad tokens were refused: median {statistics.median(busy) * 1000:.1f} ms "
+        f"(calm: {statistics.median(calm) * 1000:.1f} ms), slowest {max(busy) * 1000:.0f} ms"
+    )
+
+
+# --- other issuers
+
+
+def test_devices_of_another_identity_provider_come_in_by_its_key(plant: Plant, tokens: Tokens) -> None:
+    """Its tokens name no device of devices.yml: a claim gives the id, another one the role."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), int(time.time())
+    numbers = key.public_key().public_numbers()
+    jwk = {"kty": "EC", "crv": "P-256", "kid": "one", "alg": "ES256"}
+    jwk |= {name: _base64url(getattr(numbers, name).to_bytes(32, "big")) for name in "xy"}
+    file = plant.lab.site / "sso.jwks.json"
+    file.write_text(json.dumps({"keys": [jwk]}), encoding="utf-8")
+    said = {
+        "iss": "https://sso.plant.example/realms/plant",
+        "aud": "mqtt-broker",
+        "azp": "cart-7",
+        "exp": now + 300,
+        "iat": now,
+        "jti": "one",
+        "realm_access": {"roles": ["plant-sensor", "staff"]},
+    }
+
+    def sign(**other: object) -> Credentials:
+        body = _base64url(json.dumps(said | other).encode())
+        token = _forged(f".{body}", header={"alg": "ES256", "typ": "JWT", "kid": "one"}, key=key)
+        return Credentials(username="kc-cart-7", password=token)
+
+    def change(site: Site) -> None:
+        site.policy.setdefault("issuers", []).append(
+            {
+                "name": "sso",
+                "issuer": said["iss"],
+                "audience": ["mqtt-broker"],
+                "jwks_file": "sso.jwks.json",
+                "typ": ["JWT"],
+                "device": {"claim": "azp", "prefix": "kc-"},
+                "roles": {"claim": "realm_access.roles", "map": {"plant-sensor": "sensor"}},
+            }
+        )
+
+    host, where = plant.lab.hosts["gateway-2"], plant.passwords("gateway-2")
+    try:
+        with other_site(plant, host, change):
+            assert enter(where, sign()).accepted
+            _refused(tokens, "gateway-2", where, sign(aud="mqtts://plant.example"), "token-audience")
+            _refused(tokens, "gateway-2", where, sign(exp=now - 60), "token-expired")
+            # In the name of the site's own service, with a key that is not its own.
+            own = sign(iss=tokens.source("edge-2").issuer, aud="mqtts://plant.example", sub="edge-2")
+            _refused(tokens, "gateway-2", where, own, "token-key")
+    finally:
+        file.unlink()
+    assert not enter(where, sign()).accepted
+
+
+# --- the service in trouble
+
+
+@pytest.mark.usefixtures("again")
+def test_with_the_service_down_tokens_go_on_and_a_new_one_gives_a_clear_error(plant: Plant, tokens: Tokens) -> None:
+    token = tokens.source("edge-2").get()
+    with Connected(tokens, "edge-1") as own:
+        tokens.host.exec(["systemctl", "stop", "bednet-token-service.socket", "bednet-token-service.service"])
+        assert own.publish("sensors/edge-1/temperature", b"21")
+        assert enter(tokens.listener("edge-2"), tokens.credentials("edge-2", token)).accepted
+        error = tokens.refused("edge-2")
+        assert (error.error, error.again) == ("temporarily_unavailable", True)
+        assert "tokens that you have stay good" in str(error)
+        # Gateways keep the keys that they have, and say so.
+        gateway = plant.lab.hosts["gateway-2"]
+        assert gateway.exec(["systemctl", "start", "bednet-token-fetch.service"], check=False).rc != 0
+        told = gateway.exec(["journalctl", "-u", "bednet-token-fetch", "-n", "20", "-o", "cat"]).stdout
+        assert "answers with the status 503. The broker keeps what it has." in told
+        gateway.exec(["systemctl", "reset-failed", "bednet-token-fetch.service"])
+        assert enter(tokens.listener("edge-2", "gateway-2"), tokens.credentials("edge-2", token)).accepted
+        assert own.lost == []
+
+
+DATABASE = "/var/lib/bednet-token-service/tokens.db"
+LOCK = "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); d.execute('BEGIN EXCLUSIVE'); sys.stdin.read()"
+AHEAD = """
+import sqlite3, sys, time
+now = int(time.time())
+with sqlite3.connect(sys.argv[1]) as database:
+    row = ("of-tomorrow", "edge-1", now + 3600, now + 4500)
+    database.execute("INSERT INTO tokens (jti, device, iat, exp) VALUES (?, ?, ?, ?)", row)
+"""
+BACK = """
+import sqlite3, sys
+with sqlite3.connect(sys.argv[1]) as database:
+    database.execute("DELETE FROM tokens WHERE jti = 'of-tomorrow'")
+"""
+
+
+def _unavailable(tokens: Tokens, reason: str) -> None:
+    error = tokens.refused("edge-2")
+    assert (error.error, error.again) == ("temporarily_unavailable", True)
+    told = tokens.host.exec(["journalctl", "-u", "bednet-token-service", "-n", "20", "-o", "cat"]).stdout
+    lines = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+    assert lines[-1]["event"] == "unavailable"
+    assert lines[-1]["reason"] == reason
+
+
+@pytest.mark.usefixtures("again")
+def test_with_its_database_locked_the_service_says_so_in_time(tokens: Tokens) -> None:
+    lock = threading.Thread(
+        target=lambda: tokens.host.exec(
+            ["sh", "-c", 'sleep 8 | python3 -c "$1" "$2"', "sh", LOCK, DATABASE], check=False
+        )
+    )
+    lock.start()
+    try:
+        deadline = time.monotonic() + 5
+        begin = time.monotonic()
+        while True:
+            begin = time.monotonic()
+            try:
+                tokens.source("edge-2").get()
+            except OSError:
+                break
+            assert time.monotonic() < deadline, "the database is not locked"
+        assert time.monotonic() - begin < 6
+        _unavailable(tokens, "database-locked")
+    finally:
+        lock.join()
+
+
+@pytest.mark.usefixtures("again")
+def test_with_its_disk_full_the_service_gives_no_token_that_it_cannot_record(tokens: Tokens) -> None:
+    home = "/var/lib/bednet-token-service"
+    units = ["bednet-token-service.socket", "bednet-token-service.service"]
+    tokens.host.exec(["systemctl", "stop", *units])
+    script = (
+        'cp -a "$1" /run/token-service-home; mount -t tmpfs -o size=4m,mode=0700 none "$1"; '
+        'cp -a /run/token-service-home/. "$1/"; '
+        'chown bednet-token: "$1"; dd if=/dev/zero of="$1/filler" bs=4k 2>/dev/null || true'
+    )
+    tokens.host.exec(["sh", "-ec", script, "sh", home])
+    try:
+        tokens.host.exec(["systemctl", "start", *units])
+        _unavailable(tokens, "database-full")
+        # What needs no room goes on: gateways get its keys.
+        assert tokens.tool("keys")["keys"]
+    finally:
+        tokens.host.exec(["systemctl", "stop", *units])
+        tokens.host.exec(["sh", "-ec", 'umount "$1"; rm -rf /run/token-service-home', "sh", home])
+
+
+@pytest.mark.usefixtures("again")
+def test_with_its_clock_turned_back_the_service_gives_no_token(tokens: Tokens) -> None:
+    """As far as the service can tell: its newest token is of the future."""
+    run = ["setpriv", "--reuid=bednet-token", "--regid=bednet-token", "--clear-groups", "python3", "-c"]
+    tokens.host.exec([*run, AHEAD, DATABASE])
+    try:
+        _unavailable(tokens, "clock")
+    finally:
+        tokens.host.exec([*run, BACK, DATABASE])
+
+
+# --- what it costs, and how it is kept
+
+
+def test_the_service_is_small(tokens: Tokens, measured: Any) -> None:
+    for _ in range(20):
+        tokens.source("edge-1").get()
+    script = (
+        "for unit in bednet-token-service bednet-token-nginx; do main=$(systemctl show $unit -p MainPID --value); "
+        "for pid in $main $(pgrep -P $main); do cat /proc/$pid/smaps_rollup; done; done"
+    )
+    told = tokens.host.exec(["sh", "-ec", script]).stdout
+    parts = [int(kb) for kb in re.findall(r"^Pss: +(\d+) kB$", told, re.MULTILINE)]
+    # The service's two processes, and nginx's two.
+    assert len(parts) == 4
+    assert sum(parts) < 80_000
+    measured(f"Memory of the token service and its front, all processes, proportional: {sum(parts) / 1000:.0f} MB")
+
+
+@pytest.mark.parametrize(
+    "unit", ["bednet-token-service", "bednet-token-nginx", "bednet-token-purge", "bednet-token-fetch"]
+)
+def test_exposure_of_every_unit_is_low(tokens: Tokens, unit: str) -> None:
+    told = tokens.host.exec(["systemd-analyze", "security", "--no-pager", f"{unit}.service"]).stdout
+    exposure = re.search(r"Overall exposure level for \S+: ([0-9.]+)", told)
+    assert exposure is not None
+    assert float(exposure[1]) <= 2.0
+
+
+def test_keys_stay_on_the_host_and_with_those_who_use_them(tokens: Tokens) -> None:
+    told = tokens.host.exec(
+        ["sh", "-ec", "stat -c '%a %U' /etc/bednet-token-service/tls/server.key /var/lib/bednet-token-service/keys/*"]
+    ).stdout.splitlines()
+    assert told[0] == "400 bednet-token-nginx"
+    assert set(told[1:]) == {"600 bednet-token"}
+    assert tokens.host.exec(["stat", "-c", "%a %U:%G", "/run/bednet-token-service/app.sock"]).stdout.split() == [
+        "660",
+        "bednet-token:bednet-token-nginx",
+    ]
+
+
+def test_what_has_run_out_is_thrown_away_by_a_timer(tokens: Tokens) -> None:
+    tokens.host.exec(["systemctl", "start", "bednet-token-purge.service"])
+    told = tokens.host.exec(["systemctl", "show", "bednet-token-purge.timer", "-p", "UnitFileState,ActiveState"]).stdout
+    assert set(told.split()) == {"UnitFileState=enabled", "ActiveState=active"}
+
+
+def test_nobody_gets_a_token_in_the_name_of_another(plant: Plant, tokens: Tokens) -> None:
+    own = plant.certificate("temp-101")
+    for source in (
+        tokens.source("edge-1", certificate=own.certificate, key=own.key),
+        tokens.source("edge-3", certificate=own.certificate, key=own.key),
+        TokenSource(
+            "temp-101",
+            tokens.source("edge-1").issuer,
+            "tls_client_auth",
+            plant.ca,
+            own.certificate,
+            own.key,
+            address=tokens.host.address,
+        ),
+    ):
+        with pytest.raises(OSError, match=r"invalid_client|unauthorized_client") as caught:
+            source.get()
+        assert getattr(caught.value, "again", None) is False
