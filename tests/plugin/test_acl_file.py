@@ -149,7 +149,9 @@ QUESTIONS = st.lists(NAMES.filter(bool), min_size=25, max_size=25, unique=True)
 USUAL: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "phases": [Phase.generate]}
 
 
-@pytest.mark.parametrize(("examples", "least"), [(35, 1000), pytest.param(500, 15000, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("examples", "least"), [(35, 1000), pytest.param(300, 8000, marks=[pytest.mark.full, pytest.mark.timeout(900)])]
+)
 def test_a_broker_with_an_acl_file_decides_as_python_does(
     broker: Plain, tmp_path: Path, examples: int, least: int
 ) -> None:
@@ -176,7 +178,9 @@ def test_a_broker_with_an_acl_file_decides_as_python_does(
         assert min(count[f"{access} {told}"] for told in (True, False)) >= least // 20, count
 
 
-@pytest.mark.parametrize(("examples", "least"), [(20, 1000), pytest.param(300, 15000, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("examples", "least"), [(20, 1000), pytest.param(200, 8000, marks=[pytest.mark.full, pytest.mark.timeout(900)])]
+)
 def test_the_strictest_acl_file_lets_nothing_pass_that_the_policy_refuses(
     broker: Plain, tmp_path: Path, examples: int, least: int
 ) -> None:

@@ -24,7 +24,8 @@ from tests.unit.store import sites
 
 
 @pytest.mark.parametrize(
-    ("examples", "share"), [pytest.param(100, 0.4), pytest.param(1000, 4.0, marks=pytest.mark.full)]
+    ("examples", "share"),
+    [pytest.param(100, 0.4), pytest.param(600, 2.4, marks=[pytest.mark.full, pytest.mark.timeout(900)])],
 )
 def test_both_judges_agree_on_thousands_of_cases(examples: int, share: float) -> None:
     answers: dict[str, int] = {}

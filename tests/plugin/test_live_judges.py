@@ -272,7 +272,8 @@ def speakable(access: int, topic: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("examples", "least"), [pytest.param(80, 3000), pytest.param(1000, 40000, marks=pytest.mark.full)]
+    ("examples", "least"),
+    [pytest.param(80, 3000), pytest.param(400, 15000, marks=[pytest.mark.full, pytest.mark.timeout(900)])],
 )
 def test_a_live_broker_decides_as_python_does(
     site: Site, start: Start, tmp_path: Path, examples: int, least: int
@@ -311,8 +312,9 @@ def test_a_live_broker_decides_as_python_does(
     assert sum(compared.values()) >= least, compared
     for what in ("publish", "subscribe", "delivery", "queue", "retained"):
         for answer in ("allowed", "refused"):
-            # What is retained and refused is not in a filter that was granted at that moment.
-            if f"{what} {answer}" != "retained refused":
+            # What is retained and refused is not in a filter that was granted at that moment; and few messages were
+            # allowed while a device was offline, and are refused when it comes back.
+            if (what, answer) not in {("retained", "refused"), ("queue", "refused")}:
                 assert compared[f"{what} {answer}"] >= least // 400, compared
 
 
