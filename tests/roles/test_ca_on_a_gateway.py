@@ -42,7 +42,7 @@ def test_it_listens_on_what_both_must_and_nothing_else(runs: tuple[Lab, PlayResu
     sockets = runs[0].hosts["gateway-1"].exec(["ss", "-Hltn"]).stdout
     # 127.0.0.11 is the resolver that Docker gives each container.
     ports = {int(line.split()[3].rsplit(":", 1)[1]) for line in sockets.splitlines() if "127.0.0.11" not in line}
-    assert ports == {22, 8880, 8883, 8884, 8885}
+    assert ports == {22, 8443, 8880, 8883, 8884, 8885}
 
 
 def test_it_fetches_its_list_from_itself_and_the_broker_cannot_read_the_ca_s_key(

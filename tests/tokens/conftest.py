@@ -134,6 +134,10 @@ class Connected:
         with self._changed:
             assert self._changed.wait_for(ready, DEADLINE_S), f"{what} does not happen: {self.lost} {self.renewed}"
 
+    def await_renewals(self, count: int) -> None:
+        """Wait until its token was renewed so many times."""
+        self.until(lambda: len(self.renewed) >= count, "a renewal")
+
     def publish(self, topic: str, payload: bytes) -> bool:
         """Publish, and say whether the gateway took it."""
         info = self.client.publish(topic, payload, qos=1)

@@ -61,10 +61,6 @@ def test_a_token_as_password_lets_its_device_in_at_every_gateway(tokens: Tokens,
         assert answer.accepted, answer
 
 
-def _await_renewals(own: Connected, count: int) -> None:
-    own.until(lambda: len(own.renewed) >= count, "a renewal")
-
-
 @every_device
 def test_a_token_is_renewed_in_the_session_and_nothing_is_lost(plant: Plant, tokens: Tokens, device: str) -> None:
     """Enhanced authentication and re-authentication (MQTT 5, 4.12) by OAUTHBEARER (RFC 7628)."""
@@ -75,7 +71,7 @@ def test_a_token_is_renewed_in_the_session_and_nothing_is_lost(plant: Plant, tok
         for number in range(3):
             assert boss.publish(f"commands/{device}/interval", b"%d" % number).granted
             own.client.renew()
-            _await_renewals(own, number + 1)
+            own.await_renewals(number + 1)
             assert own.publish(f"sensors/{device}/temperature", b"21")
         own.until(lambda: len(own.heard) == 3, "the third command")
         assert own.heard == [b"0", b"1", b"2"]

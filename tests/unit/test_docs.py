@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("roles/*/README.md")})
 OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
 ROLES = ("ca", "enrolment", "mosquitto", "token_service", "verification")
-PROGRAMS = {"mosquitto_pub", "mosquitto_sub", "mosquitto_passwd"}
+# Of programs, and of RFC 8628.
+PROGRAMS = {"mosquitto_pub", "mosquitto_sub", "mosquitto_passwd", "verification_uri"}
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
