@@ -4,6 +4,7 @@
 ``bednet-store [--store DIR] COMMAND`` writes one JSON object on stdout. Commands:
 
 - ``apply COMPILED``: the store becomes what the compiled site says. Secrets come as JSON on stdin.
+- ``put``: writes the one device whose line of a compiled site is on stdin; it keeps its secrets.
 - ``revoke ID --reason R``: the device is refused from now on, and its secrets are forgotten.
 - ``reinstate ID``: the way back; its secrets come with the next ``apply``. Not after a key compromise.
 - ``keys ISS``: the public keys that an issuer of tokens signs with, as a JWKS on stdin.
@@ -937,6 +938,7 @@ class Compiled:
     :ivar keys: by ``iss``, the keys of each issuer that the site gives, by ``kid``; None for one whose keys come later.
     :ivar token_methods: by device id, how it proves itself to the site's token service; as :meth:`devices` goes on.
     :ivar reinstated: by device id, when the site last reinstated it, in unix seconds; as :meth:`devices` goes on.
+    :ivar ways: how the device of :meth:`only_device` authenticates.
     :ivar without_secret: ids of devices in service that lack the secret of a way to authenticate.
     """
 
@@ -953,6 +955,7 @@ class Compiled:
         self.keys: dict[str, dict[str, Key] | None] = {}
         self.token_methods: dict[str, str] = {}
         self.reinstated: dict[str, int] = {}
+        self.ways: tuple[str, ...] = ()
         self._known: dict[str, tuple[bytes, int]] = {}
         """By a profile's name: its key, and how many values its devices have."""
 
@@ -1021,6 +1024,7 @@ class Compiled:
             if isinstance(entry["profile"], str) and isinstance(entry["values"], list):
                 self._known[entry["profile"]] = profile_key(entry["profile"]), len(entry["values"])
             device = self._device(entry)
+            self.ways = tuple(entry["authentication"])
             return entry["device"].encode(), device
         except _Unsound as exc:
             raise self._refused(str(exc)) from None
@@ -1473,37 +1477,44 @@ class Store:
 
         return self._change(work, check=check, again=again, upgrade=True)
 
-    def remove(self, device_id: str) -> Json:
-        """Remove one device, without looking at any other."""
-        key = device_id.encode(errors="replace")
-
-        def work(run: _Run) -> Json:
-            before = run.old.get(b"devices", key) if DEVICE_ID.fullmatch(device_id) else None
-            if before is not None:
-                run.set(b"devices", DEVICE_CHANGED, key, before, None)
-            return {}
-
-        return self._change(work, new=False)
-
-    def put(self, line: str, secrets: object) -> Json:
+    def put(self, line: str, secrets: object = None) -> Json:
         """Write the one device of a line of a compiled site, without looking at any other.
 
-        :param secrets: see :class:`Secrets`; what is not for this device is left alone.
+        :param secrets: see :class:`Secrets`; what is not for this device is left alone. None: it keeps those it has.
+        :returns: as for :meth:`apply`, as far as it is about one device.
         :raises Refused: when the line is unsound, or the store does not have the device's profile.
         """
-        known = secrets if isinstance(secrets, Secrets) else Secrets(secrets)
-        device_id, device = Compiled([line], known).only_device()
+        given = Secrets({name: {} for name in _SECRETS_KEYS}) if secrets is None else secrets
+        compiled = Compiled([line], given if isinstance(given, Secrets) else Secrets(given), "the line")
+        key, device = compiled.only_device()
 
         def work(run: _Run) -> Json:
             profile = run.old.get(b"profiles", device.profile)
             if profile is None or len(device.values) < _values_needed(self._decoded(decode_profile, b"", profile)):
-                raise Refused(
-                    f"the store does not have the profile of {device_id.decode()}. Cure: apply the compiled site"
+                raise Refused(f"the store does not have the profile of {key.decode()}. Cure: apply the compiled site")
+            before, kept = run.old.get(b"devices", key), device
+            if secrets is None and before is not None and device.revoked is None:
+                known = _sound(key.decode(), before)
+                kept = device._replace(
+                    password=known.password if "password" in compiled.ways else None,
+                    psk=known.psk if "psk" in compiled.ways else None,
                 )
-            before, after = run.old.get(b"devices", device_id), device.encode()
-            if before != after:
-                run.set(b"devices", DEVICE_CHANGED, device_id, before, after)
-            return {}
+            guard = _Guard(run, lambda of: run.old.get(b"marks", of))
+            after: bytes | None = kept.encode()
+            if after != before:
+                after = guard.settle(key, before, after, compiled.reinstated.get(key.decode(), 0))
+            guard.remember(compiled.reinstated)
+            if after is not None and after != before:
+                run.set(b"devices", DEVICE_CHANGED, key, before, after)
+            held = {"password": kept.password, "psk": kept.psk}
+            lacks = [way for way in compiled.ways if way in held and held[way] is None and kept.revoked is None]
+            return {
+                "device": key.decode(),
+                "revoked": guard.revoked,
+                "reinstated": guard.reinstated,
+                "kept_revoked": guard.kept,
+                "without_secret": [key.decode()] if lacks else [],
+            }
 
         return self._change(work, new=False)
 
@@ -2040,46 +2051,68 @@ def _words(exc: Exception) -> str:
     return getattr(exc, "strerror", None) or str(exc).split(": ", 1)[-1]
 
 
-def _apply(run: _Run, compiled: Compiled) -> Json:
-    reinstated: list[Json] = []
-    kept: list[Json] = []
-    revoked: list[str] = []
-    marks = dict(run.old.items(b"marks"))
-    remembered: set[bytes] = set()
+class _Guard:
+    """Keeps revoked devices out that the site would let in without a later mark than the store has seen.
 
-    def note(key: bytes, before: bytes | None, after: bytes | None) -> bytes | None:
-        record = marks.get(key)
+    :ivar reinstated: ids and reasons of those that it lets in again; ``kept`` of those that stay out.
+    :ivar revoked: ids of those that the site revokes.
+    """
+
+    def __init__(self, run: _Run, mark_of: Callable[[bytes], bytes | None]) -> None:
+        """Begin.
+
+        :param mark_of: gives the record of a device's mark.
+        """
+        self._run, self._mark_of = run, mark_of
+        self._settled: set[bytes] = set()
+        self.reinstated: list[Json] = []
+        self.kept: list[Json] = []
+        self.revoked: list[str] = []
+
+    def settle(self, key: bytes, before: bytes | None, after: bytes | None, latest: int) -> bytes | None:
+        """Say what the record of a device shall be.
+
+        :param after: as the site has it; None when the site no longer lists it.
+        :param latest: the site's mark.
+        """
+        record = self._mark_of(key)
         mark = _mark(record)
-        reason = mark.gone
-        if before is not None:
-            reason = _revoked(before)
+        reason = mark.gone if before is None else _revoked(before)
         if after is None:
             # Forgotten by the site, and not by the store: who has an older list of devices must not bring it back.
-            run.remember(key, record, mark._replace(gone=reason))
+            self._run.remember(key, record, mark._replace(gone=reason))
             return None
-        device_id = key.decode()
-        latest = compiled.reinstated.get(device_id, 0)
         if _revoked(after) is not None:
             if reason is None:
-                revoked.append(device_id)
+                self.revoked.append(key.decode())
         elif reason is not None:
-            told = {"device": device_id, "reason": REASON_NAMES[reason]}
+            told = {"device": key.decode(), "reason": REASON_NAMES[reason]}
             if latest > mark.reinstated:
-                reinstated.append(told)
+                self.reinstated.append(told)
             else:
-                kept.append(told)
+                self.kept.append(told)
                 after = Device.decode(after)._replace(revoked=reason, password=None, psk=None).encode()
-        remembered.add(key)
-        run.remember(key, record, Mark(max(latest, mark.reinstated)))
+        self._settled.add(key)
+        self._run.remember(key, record, Mark(max(latest, mark.reinstated)))
         return after
+
+    def remember(self, marks: Mapping[str, int]) -> None:
+        """Note the marks of devices whose records are as they were."""
+        for device_id, latest in marks.items():
+            key = device_id.encode()
+            if key not in self._settled and latest > _mark(record := self._mark_of(key)).reinstated:
+                self._run.remember(key, record, Mark(latest))
+
+
+def _apply(run: _Run, compiled: Compiled) -> Json:
+    guard = _Guard(run, dict(run.old.items(b"marks")).get)
+
+    def note(key: bytes, before: bytes | None, after: bytes | None) -> bytes | None:
+        return guard.settle(key, before, after, compiled.reinstated.get(key.decode(), 0))
 
     new = ((key, device.encode()) for key, device in compiled.devices())
     devices = run.merge(b"devices", DEVICE_CHANGED, new, note)
-    # Of those that did not change otherwise.
-    for device_id, latest in compiled.reinstated.items():
-        record = marks.get(key := device_id.encode())
-        if key not in remembered and latest > _mark(record).reinstated:
-            run.remember(key, record, Mark(latest))
+    guard.remember(compiled.reinstated)
     profiles = run.merge(b"profiles", PROFILE_CHANGED, sorted(compiled.profiles.items()))
     zones = run.merge(b"zones", EVERYTHING_CHANGED, sorted(compiled.zones.items()))
     serials, older = _apply_serials(run, compiled.secrets)
@@ -2093,9 +2126,9 @@ def _apply(run: _Run, compiled: Compiled) -> Json:
         "issuers": issuers,
         "revoked_serials": serials,
         "older_crl": older,
-        "revoked": revoked,
-        "reinstated": reinstated,
-        "kept_revoked": kept,
+        "revoked": guard.revoked,
+        "reinstated": guard.reinstated,
+        "kept_revoked": guard.kept,
         "without_secret": sorted(compiled.without_secret)[:TOLD],
         "unused_secrets": sorted(compiled.unused_passwords | compiled.unused_psk)[:TOLD],
     }
@@ -2393,6 +2426,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     apply.add_argument("compiled", type=Path, metavar="COMPILED", help="what bednet compile --output wrote")
     apply.add_argument("--check", action="store_true", help="dry run: tell what would change, and write nothing")
+    commands.add_parser("put", parents=[common], help="write one device: its line of a compiled site on stdin")
     revoke = commands.add_parser("revoke", parents=[common], help="refuse a device from now on")
     revoke.add_argument("--reason", required=True, choices=REASONS, help="RFC 5280, 5.3.1")
     reinstate = commands.add_parser(
@@ -2445,6 +2479,8 @@ def _run(options: argparse.Namespace) -> int:
         case "apply":
             secrets = json.loads(sys.stdin.read())
             result = store.apply(CompiledFile(options.compiled), secrets, check=options.check)
+        case "put":
+            result = store.put(sys.stdin.read(MOST_JWKS))
         case "keys":
             result = store.set_keys(options.issuer, _from_stdin())
         case "revoke-token":

@@ -63,6 +63,26 @@ def test_compile_prints_one_json_object(site_folder: SiteFolder, capsys: pytest.
     }
 
 
+def test_compile_prints_the_line_of_one_device_as_it_is_in_the_whole(
+    site_folder: SiteFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site_folder.write()
+    whole = tmp_path / "site.jsonl"
+    assert main(["compile", str(site_folder.path), "--output", str(whole)]) == 0
+    capsys.readouterr()
+    assert main(["compile", str(site_folder.path), "--device", "temp-101"]) == 0
+    assert capsys.readouterr().out in whole.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert main(["compile", str(site_folder.path), "--device", "temp-1"]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "there is no device 'temp-1'" in told.err
+    assert "did you mean 'temp-101'?" in told.err
+    for words in (["--output", str(whole)], ["--access-control", "acl_file"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["compile", str(site_folder.path), "--device", "temp-101", *words])
+        assert stop.value.code == 2
+
+
 @pytest.mark.parametrize("command", ["check", "compile"])
 def test_a_refused_site_prints_its_problems_and_nothing_else(
     site_folder: SiteFolder, capsys: pytest.CaptureFixture[str], command: str

@@ -390,10 +390,42 @@ def test_one_device_is_written_without_a_look_at_the_others(plant: store.Store) 
     password = store.Password(101, sites.SALT, sites.HASH)
     assert plant.get("new") == store.Device(store.profile_key("sensor"), password=password, until=1_800_000_000)
     assert plant.put(line, given_secrets)["changed"] is False
-    assert plant.remove("new")["devices"] == 3
-    assert plant.get("new") is None
-    assert plant.remove("new")["changed"] is False
-    assert changes(plant.folder, last) == [(store.DEVICE_CHANGED, b"new")] * 2
+    assert changes(plant.folder, last) == [(store.DEVICE_CHANGED, b"new")]
+
+
+def line_of(name: str, *authentication: str, **more: Any) -> str:
+    return json.dumps(device(name, "sensor", *authentication, **more)) + "\n"
+
+
+def test_one_device_keeps_the_secrets_that_it_has(plant: store.Store) -> None:
+    result = plant.put(line_of("word", "certificate", "password", until=7))
+    assert (result["changed"], result["without_secret"]) == (True, [])
+    password = store.Password(101, sites.SALT, sites.HASH)
+    assert record(plant.folder, "word") == store.Device(store.profile_key("sensor"), (), True, password, None, 7)
+    assert plant.put(line_of("word", "certificate", "password", until=7))["changed"] is False
+    assert plant.put(line_of("key", "psk", "password"))["without_secret"] == ["key"]
+    assert record(plant.folder, "key").psk == bytes.fromhex(PSK)
+    assert plant.put(line_of("key", "certificate"))["without_secret"] == []
+    assert record(plant.folder, "key") == store.Device(store.profile_key("sensor"), certificate=True)
+    assert plant.put(line_of("new", "token"))["devices"] == 4
+
+
+def test_one_device_that_is_revoked_stays_so_until_there_is_a_mark(plant: store.Store) -> None:
+    plant.revoke("word", "superseded")
+    line = line_of("word", "certificate", "password")
+    result = plant.put(line)
+    assert result["kept_revoked"] == [{"device": "word", "reason": "superseded"}]
+    assert (result["changed"], result["reinstated"]) == (False, [])
+    result = plant.put(line_of("word", "certificate", "password", reinstated=5))
+    assert result["reinstated"] == [{"device": "word", "reason": "superseded"}]
+    # Its secret is gone, and comes with the next roll-out.
+    assert result["without_secret"] == ["word"]
+    assert plant.put(line_of("word", "certificate", revoked="superseded", reinstated=5))["revoked"] == ["word"]
+    assert plant.put(line_of("word", "certificate", reinstated=5))["kept_revoked"] != []
+    # A mark of one in service counts from then on.
+    plant.put(line_of("cert", reinstated=9))
+    plant.revoke("cert", "superseded")
+    assert plant.put(line_of("cert", reinstated=9))["kept_revoked"] != []
 
 
 def test_one_device_is_the_same_alone_and_among_the_others(plant: store.Store, tmp_path: Path) -> None:
@@ -402,7 +434,7 @@ def test_one_device_is_the_same_alone_and_among_the_others(plant: store.Store, t
     whole = store.Store(tmp_path / "whole")
     whole.apply(lines, secrets())
     expected = content(whole.folder)
-    whole.revoke("a", "superseded")
+    whole.put(json.dumps(json.loads(lines[-1]) | {"until": 7}) + "\n", secrets())
     whole.put(lines[-1], secrets())
     assert content(whole.folder) == expected
 
