@@ -28,7 +28,7 @@ from load.describe import Described, describe
 from load.identities import CHECKOUT, STATE, Identities, leftovers, read_pending, take_back
 from load.observe import Observer, restart
 from load.plan import CERTIFICATE, PASSWORD, PSK, TOKEN, WAYS, Gateway, Plan, PlanError
-from load.planning import choose, make_plan, playable, way_of
+from load.planning import choose, make_plan, playable, reaches, way_of
 from load.profiles import PROFILES, Profile
 from load.remote import ask, deal
 from load.run import run
@@ -205,6 +205,7 @@ def _load(parsed: argparse.Namespace, notes: Sequence[str]) -> int:
                 for device in site.devices.values()
                 if (way := way_of(device, parsed.authentication)) is not None
                 and device.revoked is None
+                and reaches(device, gateway, way)
                 and _complete(parsed.bundles / device.id, way)
             }
             bundles = dict(list(bundles.items())[: parsed.devices or len(bundles)])
@@ -216,13 +217,13 @@ def _load(parsed: argparse.Namespace, notes: Sequence[str]) -> int:
             identities = "The site's own devices were played, in their own topics."
             played = site
         else:
-            templates = choose(site, profile.devices)
+            templates = choose(site, profile.devices, gateway, way=parsed.authentication)
             _say(f"Making {len(templates)} test identities, good for a day; they are taken back after the run")
             _check_way(parsed.authentication, gateway, described)
             made = stack.enter_context(Identities(parsed.site, templates, described, way=parsed.authentication))
             bundles, played = made.bundles, load_site(made.site)
             identities = f"{len(bundles)} test identities were made for the run and taken back after it."
-        notes = (*notes, *_left_out(played))
+        notes = (*notes, *_left_out(site, gateway, parsed.authentication))
         job = _Job(parsed, profile, thresholds, played, gateway, bundles, described, identities, folder, notes, shares)
         return job.search() if parsed.search else job.once()
 
@@ -267,13 +268,17 @@ def _complete(bundle: Path, way: str) -> bool:
     return all((bundle / name).exists() for name in (*needed, "ca.pem"))
 
 
-def _left_out(site: Site) -> tuple[str, ...]:
+def _left_out(site: Site, gateway: Gateway, way: str | None) -> tuple[str, ...]:
     """Say which of the site's devices could not be played."""
-    names = [device.id for device in site.devices.values() if device.revoked is None and not playable(device)]
+    names = [
+        device.id
+        for device in site.devices.values()
+        if device.revoked is None and not (playable(device) and reaches(device, gateway, way))
+    ]
     if not names:
         return ()
     shown = ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")  # noqa: PLR2004 - enough to see which
-    return (f"Devices that come in by none of {', '.join(WAYS)} were not played: {shown}.",)
+    return (f"{gateway.name} has no listener for some devices, and they were not played: {shown}.",)
 
 
 @dataclass(frozen=True)

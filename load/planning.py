@@ -150,15 +150,29 @@ def way_of(device: Device, wanted: str | None = None) -> str | None:
     return None
 
 
-def choose(site: Site, count: int) -> list[str]:
+def reaches(device: Device, gateway: Gateway, way: str | None = None) -> bool:
+    """Say whether a gateway has a listener for the way that a device comes in by.
+
+    :param way: how its copy comes in, whatever its own way is.
+    """
+    taken = way or way_of(device)
+    return taken is not None and gateway.port(taken) is not None
+
+
+def choose(site: Site, count: int, gateway: Gateway | None = None, *, way: str | None = None) -> list[str]:
     """Return which devices to play, one id for each of `count` players.
 
     All devices that can be played come once, as far as they fit; then those that tell are repeated, and those that hear
     more than they tell are not: a plant grows by sensors, and not by historians.
 
+    :param gateway: leave out whom it has no listener for. :param way: how the copies come in.
     :raises PlanError: when nobody tells anything.
     """
-    devices = [device for device in site.devices.values() if playable(device)]
+    devices = [
+        device
+        for device in site.devices.values()
+        if playable(device) and (gateway is None or reaches(device, gateway, way))
+    ]
     listening = readers(site, devices)
     tellers = [d.id for d in devices if d.id not in listening and telemetry_topics(site, d)]
     if not tellers:

@@ -32,7 +32,7 @@ from tests.load.conftest import EXAMPLE
 from tests.load.test_slo import KEPT, good, watched
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-GATEWAY = Gateway("gateway-1", "127.0.0.1", "gateway-1.plant.example", 8883, 8884)
+GATEWAY = Gateway("gateway-1", "127.0.0.1", "gateway-1.plant.example", 8883, 8884, 8885)
 
 
 # Identities
