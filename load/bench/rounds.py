@@ -37,7 +37,7 @@ from load.bench.stage import Kind, Programs, Stage
 from load.bench.wire import WireError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
 KINDS = (
     Kind(PLAINTEXT),
@@ -86,8 +86,21 @@ class Bench:
     :ivar failed: kind -> why it was not measured to the end.
     """
 
-    def __init__(self, stack: contextlib.ExitStack, optional: Callable[[Kind], bool]) -> None:
+    def __init__(
+        self,
+        stack: contextlib.ExitStack,
+        optional: Callable[[Kind], bool],
+        base: str = "",
+        paired: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        """Begin with none.
+
+        :param optional: whether the run goes on without a broker of a kind.
+        :param base: what others are compared with.
+        :param paired: whether the base is measured once more right beside one, as ``base_...``: for small differences.
+        """
         self._stack, self._optional = stack, optional
+        self._base, self._paired = base, paired
         self._brokers: dict[str, Broker] = {}
         self._crowds: dict[str, Crowd] = {}
         self.results: Results = {}
@@ -136,9 +149,11 @@ class Bench:
         """Measure something of each crowd, in an order of its own."""
         for name, crowd in random.sample(list(self._crowds.items()), len(self._crowds)):
             with self.bearing(self._brokers[name].kind):
-                value = measure(crowd)
-                if not warm:
-                    self.keep(name, what, value)
+                if warm:
+                    measure(crowd)
+                    continue
+                for prefix, other in self.pair(name):
+                    self.keep(name, prefix + what, measure(self._crowds[other]))
 
     def brokers(self, measure: Callable[[str, Broker], None], wanted: Callable[[Broker], bool] | None = None) -> None:
         """Measure something of each broker, in an order of its own."""
@@ -147,30 +162,39 @@ class Bench:
                 with self.bearing(broker.kind):
                     measure(name, broker)
 
+    def pair(self, name: str) -> list[tuple[str, str]]:
+        """Return what is measured for one: the beginning of the figure's name, and of whom; in an order of its own."""
+        found = [("", name)]
+        if self._base in self._brokers and name != self._base and self._paired(name):
+            found.append(("base_", self._base))
+        return random.sample(found, len(found))
+
     def messages(self, seconds: float, *, warm: bool = False) -> None:
         """Measure messages, in and out, QoS 0 and 1."""
         for qos in (0, 1):
             self.crowds(lambda crowd, qos=qos: crowd.fan_in(qos, seconds), f"in{qos}_s", warm=warm)  # type: ignore[misc]
             self.crowds(lambda crowd, qos=qos: crowd.fan_out(qos, seconds), f"out{qos}_s", warm=warm)  # type: ignore[misc]
 
-    def handshakes(self, count: int) -> None:
-        """Measure connections, with full and with resumed handshakes."""
+    def handshakes(self, count: int, tls12: Container[str] = ()) -> None:
+        """Measure connections, with full and with resumed handshakes.
 
-        def full(name: str, broker: Broker) -> None:
-            found = connects(broker, count)
-            self.keep(name, "full_cpu_ms", found.cpu_ms)
-            self.keep(name, "full_wall_ms", found.wall_ms)
+        :param tls12: those whose clients speak TLS 1.2 and nothing newer.
+        """
 
-        def resumed(name: str, broker: Broker) -> None:
-            found = connects(broker, count, resume=True)
-            self.keep(name, "resumed_share", found.resumed)
-            # What did not resume is a full handshake once more.
-            if found.resumed > 0.5:  # noqa: PLR2004
-                self.keep(name, "resumed_cpu_ms", found.cpu_ms)
-                self.keep(name, "resumed_wall_ms", found.wall_ms)
+        def one(name: str, broker: Broker) -> None:
+            for way, resume in (("full", False), ("resumed", True)):
+                for prefix, other in self.pair(name):
+                    if resume and not broker.tls:
+                        continue
+                    found = connects(self._brokers[other], count, resume=resume, tls12=not prefix and name in tls12)
+                    if resume:
+                        self.keep(name, f"{prefix}resumed_share", found.resumed)
+                    # What did not resume is a full handshake once more.
+                    if not resume or found.resumed > 0.5:  # noqa: PLR2004
+                        self.keep(name, f"{prefix}{way}_cpu_ms", found.cpu_ms)
+                        self.keep(name, f"{prefix}{way}_wall_ms", found.wall_ms)
 
-        self.brokers(full)
-        self.brokers(resumed, lambda broker: broker.tls)
+        self.brokers(one)
 
     def paced(self, seconds: float) -> None:
         """Measure how long messages take at half load."""
@@ -226,7 +250,9 @@ def run(programs: Programs, rounds: int, scale: float, kinds: Sequence[Kind]) ->
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         Path(folder).chmod(0o755)
         stage = Stage(Path(folder), programs)
-        bench = Bench(stack, lambda kind: kind.name in others.CLASSES)
+        bench = Bench(
+            stack, lambda kind: kind.name in others.CLASSES, str(Kind(OPEN)), lambda name: name.startswith(BEDNET)
+        )
         for kind in kinds:
             why = None
             if kind.name in others.CLASSES:

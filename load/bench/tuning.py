@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from load.bench import report
-from load.bench.brokers import BEDNET, Broker, Mosquitto, Variant
-from load.bench.measure import connects
+from load.bench.brokers import BEDNET, Mosquitto, Variant
 from load.bench.rounds import Bench, machine, more_files, programs_of, programs_parser, say
 from load.bench.stage import Kind, Programs, Stage
 
@@ -153,9 +152,10 @@ _SPOKEN_OF = 0.03
 _INTRODUCTION = """\
 What a setting changes, on a gateway that the role sets up with its defaults: a broker with bednet's plugin, and beside
 it the same one with one thing changed. `python -m load.bench tuning` measures it and writes this page. Each cell has
-the figure and, in brackets, its ratio to the defaults: the median of the ratios round by round; bold where both
-quartiles lie on one side of 1 and the median is off by {spoken:.0%} or more. The rest is noise. The client offers what
-OpenSSL offers by itself, so that the broker's settings decide.
+the figure and, in brackets, its ratio to the defaults, measured right beside it: the median of the ratios round by
+round; bold where it is off by {spoken:.0%} or more and 1 lies outside of the interval that holds the median (95 %, by
+the order of the values). The rest is noise. The client offers what OpenSSL offers by itself, so that the broker's
+settings decide.
 """
 
 
@@ -170,17 +170,18 @@ def run(programs: Programs, rounds: int, scale: float, names: Sequence[str] | No
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         Path(folder).chmod(0o755)
         stage = Stage(Path(folder), programs)
-        bench = Bench(stack, lambda kind: kind.name != BASE)
+        bench = Bench(stack, lambda kind: kind.name != BASE, BASE, lambda _: True)
         for setting in settings.values():
             broker = Gateway(stage, setting)
             with bench.bearing(broker.kind):
                 bench.start(broker, crowd=setting.messages)
+        old = {setting.name for setting in settings.values() if setting.tls12}
         say("warming up")
         bench.messages(SLICE_S * scale, warm=True)
         for number in range(rounds):
             say(f"round {number + 1} of {rounds}")
             bench.messages(SLICE_S * scale)
-            handshakes(bench, settings, max(5, int(HANDSHAKES * scale)))
+            bench.handshakes(max(5, int(HANDSHAKES * scale)), old)
     return {
         "rounds": rounds,
         "scale": scale,
@@ -201,27 +202,14 @@ class Gateway(Mosquitto):
         return [*super()._lines(), f"persistence_location {self.folder}/"]
 
 
-def handshakes(bench: Bench, settings: Mapping[str, Setting], count: int) -> None:
-    """Measure connections, with full and with resumed handshakes."""
-
-    def measure(name: str, broker: Broker) -> None:
-        for way, resume in (("full", False), ("resumed", True)):
-            found = connects(broker, count, resume=resume, tls12=settings[name].tls12)
-            if resume and found.resumed < 0.5:  # noqa: PLR2004 - it does not resume
-                return
-            bench.keep(name, f"{way}_cpu_ms", found.cpu_ms)
-            bench.keep(name, f"{way}_wall_ms", found.wall_ms)
-
-    bench.brokers(measure)
-
-
 def clear(ratios: Sequence[float]) -> bool:
     """Say whether ratios show a difference."""
-    low, high = report.quartiles(ratios)
+    low, high = report.interval(ratios)
     return (low > 1 or high < 1) and abs(statistics.median(ratios) - 1) >= _SPOKEN_OF
 
 
-def _cell(values: Sequence[float] | None, base: Sequence[float] | None, form: str) -> str:
+def _cell(figures: Mapping[str, Sequence[float]], key: str, form: str) -> str:
+    values, base = figures.get(key), figures.get(f"base_{key}")
     if not values:
         return "-"
     said = form.format(statistics.median(values))
@@ -255,7 +243,7 @@ def page(figures: Mapping[str, Any]) -> str:
         lines += [f"## {group}", ""]
         rows = [[BASE, *(report.cell(base.get(key), form) for key, _, form in _CONNECTIONS)]]
         for name in names:
-            cells = [_cell(kinds[name].get(key), base.get(key), form) for key, _, form in _CONNECTIONS]
+            cells = [_cell(kinds[name], key, form) for key, _, form in _CONNECTIONS]
             if "resumed_cpu_ms" not in kinds[name]:
                 cells[2] = "does not resume"
             rows.append([name, *cells])
@@ -263,10 +251,7 @@ def page(figures: Mapping[str, Any]) -> str:
         speaking = [name for name in names if "in0_s" in kinds[name]]
         if speaking:
             rows = [[BASE, *(report.cell(base.get(key), "{:.2f}") for key, _ in _MESSAGES)]]
-            rows += [
-                [name, *(_cell(kinds[name].get(key), base.get(key), "{:.2f}") for key, _ in _MESSAGES)]
-                for name in speaking
-            ]
+            rows += [[name, *(_cell(kinds[name], key, "{:.2f}") for key, _ in _MESSAGES)] for name in speaking]
             lines += [*report.table(["s CPU per 100,000 messages", *(title for _, title in _MESSAGES)], rows), ""]
     return "\n".join(lines)
 

@@ -232,6 +232,28 @@ def test_a_gateway_out_of_reach_is_named_and_the_others_are_done(lab: Lab, plant
     assert _without_marks(devices.read_text(encoding="utf-8")) == before
 
 
+@pytest.mark.full
+def test_a_roll_out_from_files_that_know_of_no_revocation_brings_nobody_back(lab: Lab, plant: Plant) -> None:
+    """docs/store.md, "Who is revoked stays so"."""
+    device, devices = "temp-103", lab.site / "devices.yml"
+    before = devices.read_text(encoding="utf-8")
+    lab.hosts["gateway-1"].exec(["bednet-store", "revoke", device, "--reason", "superseded"])
+    try:
+        result = lab.play("site.yml", *ENROL, check=False)
+        assert result.rc != 0
+        said = re.sub(r"\s+", " ", result.stdout)
+        assert f"gateway-1 keeps {device} out: its store says revoked (superseded)" in said
+        assert "playbooks/reinstate.yml -e device=ID -e again=true" in said
+        assert {name: _stored(lab.hosts[name], device)["revoked"] for name in GATEWAYS} == {
+            "gateway-1": "superseded",
+            "gateway-2": None,
+        }
+    finally:
+        lab.play("reinstate.yml", "-e", f"device={device}", "-e", "again=true")
+    assert _stored(lab.hosts["gateway-1"], device)["revoked"] is None
+    assert _without_marks(devices.read_text(encoding="utf-8")) == _without_marks(before)
+
+
 # --- pre-shared keys
 
 
