@@ -145,7 +145,9 @@ rules = st.fixed_dictionaries(
     optional={
         "allow": lists,
         "deny": lists,
-        "during": st.lists(windows, min_size=1, max_size=2, unique_by=lambda window: json.dumps(window, sort_keys=True)),
+        "during": st.lists(
+            windows, min_size=1, max_size=2, unique_by=lambda window: json.dumps(window, sort_keys=True)
+        ),
         "from": st.lists(st.sampled_from(["10.0.0.0/8", "192.0.2.1", "2001:db8::/32"]), min_size=1, unique=True),
         "when": st.sampled_from(["device.location == 'l1'", "'x' in device.tags", "device.id != 'd1'"]),
     },
