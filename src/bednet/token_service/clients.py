@@ -13,7 +13,7 @@ import base64
 import binascii
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote_plus
 
 import sqlalchemy as sa
@@ -53,6 +53,7 @@ class Client(ClientMixin):  # type: ignore[misc] # Authlib has no types
 
     :ivar certificate: the verified certificate that it came with, its own.
     :ivar jwk: the key that its assertion was signed with.
+    :ivar has_revoked_certificate: whether the certificate that came along is revoked.
     """
 
     def __init__(self, row: Json, certificate: Certificate | None = None, jwk: Json | None = None) -> None:
@@ -60,6 +61,7 @@ class Client(ClientMixin):  # type: ignore[misc] # Authlib has no types
         self.id: str = row["id"]
         self.certificate = certificate
         self.jwk = jwk
+        self.has_revoked_certificate = False
 
     def get_client_id(self) -> str:
         """Return the device's id."""
@@ -131,15 +133,22 @@ def authenticate(
         case _:
             raise Refusal("invalid_client", "no-authentication")
     _check_service(client, now)
-    return _bind(database, client, proof)
+    return _bind(client, proof)
 
 
-def _query(database: Database, client_id: str) -> Client | None:
+def _query(database: Database, client_id: str, certificate: Certificate | None) -> Client | None:
+    """Return a device, and whether the certificate that it came with is revoked, also when nginx has an older CRL."""
     if not DEVICE_ID.fullmatch(client_id):
         return None
     with database.reading() as connection:
         row = connection.execute(sa.select(devices).where(devices.c.id == client_id)).mappings().first()
-    return None if row is None else Client(dict(row))
+        if row is None:
+            return None
+        client = Client(dict(row))
+        if certificate is not None:
+            serial = sa.select(revoked_serials.c.serial).where(revoked_serials.c.serial == certificate.serial)
+            client.has_revoked_certificate = connection.execute(serial).first() is not None
+    return client
 
 
 def _named(proof: Proof, client_id: str) -> None:
@@ -160,7 +169,7 @@ def _is_way(client: Client | None, method: str) -> Client:
 def _by_secret(database: Database, proof: Proof) -> Client:
     client_id, secret = _basic(proof.authorization or "")
     _named(proof, client_id)
-    client = _query(database, client_id)
+    client = _query(database, client_id, proof.certificate)
     text = None if client is None else client.row["secret"]
     right = (_NOBODY if text is None else SecretHash.parse(text)).matches(secret)
     client = _is_way(client, "client_secret_basic")
@@ -195,7 +204,7 @@ def _by_certificate(database: Database, proof: Proof, people: tuple[str, ...]) -
         # RFC 8705, 2: the client must say who it is.
         raise Refusal("invalid_client", "no-client-id")
     _named(proof, certificate.subject)
-    client = _query(database, certificate.subject)
+    client = _query(database, certificate.subject, certificate)
     if client is not None and client.id in people and client.row["method"] is None:
         return client
     return _is_way(client, "tls_client_auth")
@@ -203,7 +212,7 @@ def _by_certificate(database: Database, proof: Proof, people: tuple[str, ...]) -
 
 def _by_name(database: Database, proof: Proof) -> Client:
     _named(proof, proof.form["client_id"])
-    return _is_way(_query(database, proof.form["client_id"]), "client_secret_basic")
+    return _is_way(_query(database, proof.form["client_id"], proof.certificate), "client_secret_basic")
 
 
 def _by_assertion(config: Config, database: Database, proof: Proof, now: int) -> Client:
@@ -219,7 +228,7 @@ def _by_assertion(config: Config, database: Database, proof: Proof, now: int) ->
     if not isinstance(client_id, str) or parsed.claims.get("iss") != client_id:
         raise Refusal("invalid_client", "assertion-subject")
     _named(proof, client_id)
-    client = _is_way(_query(database, client_id), "private_key_jwt")
+    client = _is_way(_query(database, client_id, proof.certificate), "private_key_jwt")
     if client.row["revoked"] is not None:
         raise Refusal("invalid_client", "revoked")
     if client.row["public_key"] is None:
@@ -231,7 +240,8 @@ def _by_assertion(config: Config, database: Database, proof: Proof, now: int) ->
         raise Refusal("invalid_client", f"assertion-{exc.code}") from exc
     exp, jti = check_assertion(config, parsed.claims, now)
     _use_once(database, client_id, jti, exp)
-    return Client(client.row, jwk=jose.public_jwk(key))
+    client.jwk = jose.public_jwk(key)
+    return client
 
 
 def _time(claims: Json, name: str) -> int | float | None:
@@ -288,7 +298,7 @@ def _check_service(client: Client, now: int) -> None:
         raise Refusal("invalid_client", "until")
 
 
-def _bind(database: Database, client: Client, proof: Proof) -> Client:
+def _bind(client: Client, proof: Proof) -> Client:
     """Take down the certificate that a device came with; a device that has one must come with it."""
     certificate = proof.certificate
     if certificate is None:
@@ -298,19 +308,10 @@ def _bind(database: Database, client: Client, proof: Proof) -> Client:
         return client
     if certificate.subject != client.id:
         raise Refusal("invalid_client", "certificate-mismatch")
-    check_serial(database, certificate)
-    return Client(client.row, certificate, client.jwk)
-
-
-def check_serial(database: Database, certificate: Certificate) -> None:
-    """Make sure that a certificate is not revoked, also when nginx has an older CRL.
-
-    :raises Refusal: when it is.
-    """
-    with database.reading() as connection:
-        statement = sa.select(revoked_serials.c.reason).where(revoked_serials.c.serial == certificate.serial)
-        if connection.execute(statement).first() is not None:
-            raise Refusal("invalid_client", "certificate-revoked")
+    if client.has_revoked_certificate:
+        raise Refusal("invalid_client", "certificate-revoked")
+    client.certificate = certificate
+    return client
 
 
 def find_person(database: Database, ids: tuple[str, ...], certificate: Certificate | None, now: int) -> str:
@@ -322,12 +323,12 @@ def find_person(database: Database, ids: tuple[str, ...], certificate: Certifica
         raise Refusal("access_denied", "no-certificate", status=403)
     if certificate.subject not in ids:
         raise Refusal("access_denied", "not-an-approver", status=403)
-    client: Any = _query(database, certificate.subject)
+    client = _query(database, certificate.subject, certificate)
     if client is None:
         raise Refusal("access_denied", "unknown-client", status=403)
     try:
         _check_service(client, now)
-        check_serial(database, certificate)
+        _bind(client, Proof({}, None, certificate))
     except Refusal as exc:
         raise Refusal("access_denied", exc.reason, status=403) from exc
     return certificate.subject
