@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy as sa
 
-from bednet.token_service import clock, database, keys
+from bednet.token_service import clock, database, keys, revocation
 from bednet.token_service.database import Database, tokens
 from tests.token_service.plant import START, certificate
 
@@ -85,6 +85,33 @@ def test_existing_tokens_can_be_looked_at_with_a_wrong_clock(plant: Plant) -> No
     form = {"client_id": "edge-1", "token": token}
     response = plant.post("/introspect", form, certificate=plant.certificate("edge-1"))
     assert (response.json or {})["active"] is True
+
+
+def test_clock_that_was_ahead_is_forgiven_when_the_operator_says_so(plant: Plant) -> None:
+    old = (plant.token().json or {})["access_token"]
+    plant.clock.now = START + 10_000_000
+    wrong = (plant.token().json or {})["access_token"]
+    plant.rotate(sign_after=0)
+    with plant.database.writing() as connection:
+        revocation.revoke_device(plant.database, connection, "edge-2", plant.clock.now)
+    plant.clock.now = START + 5
+    unavailable(plant, plant.token(), "clock")
+    with plant.database.writing() as connection:
+        assert clock.forget_future(connection, plant.clock.now) == 3
+        assert clock.forget_future(connection, plant.clock.now) == 0
+    assert plant.token().status_code == 200
+    assert plant.token("edge-2").status_code == 200
+    for token, active in ((old, True), (wrong, False)):
+        form = {"client_id": "edge-1", "token": token}
+        answer = plant.post("/introspect", form, certificate=plant.certificate("edge-1"))
+        assert (answer.json or {})["active"] is active
+
+
+def test_clock_that_cannot_be_right_forgives_nothing(plant: Plant) -> None:
+    plant.token()
+    with plant.database.writing() as connection, pytest.raises(database.Unavailable, match="before this program"):
+        clock.forget_future(connection, clock.BUILT - 1)
+    assert plant.token().status_code == 200
 
 
 # The key

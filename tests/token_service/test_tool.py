@@ -106,7 +106,7 @@ def test_keys_are_rotated_distributed_and_activated(deployed: Run) -> None:
     assert deployed("activate") == {"changed": False, "kids": []}
     assert deployed("status")["signs_with"] == answer["kid"]
     deployed.now = answer["retires_at"]
-    assert deployed("purge") == {"changed": True, "rows": 0, "keys": [old]}
+    assert deployed("purge") == {"changed": True, "rows": 0, "keys": [old], "undone": 0}
     assert len(list(deployed.keys.iterdir())) == 1
 
 

@@ -130,13 +130,14 @@ class Tool:
             onboarding.decide(connection, found, approved=not deny, approver="*tool")
         return {"changed": True, "device": device, "approved": not deny}
 
-    def purge(self) -> Json:
+    def purge(self, *, future: bool) -> Json:
         """Forget what is over."""
         with self.database.writing() as connection:
+            undone = clock.forget_future(connection, self.now) if future else 0
             clock.check(connection, self.now)
             rows = revocation.purge(connection, self.now)
             kids = keys.purge(connection, self.keys, self.now)
-        return {"changed": bool(rows or kids), "rows": rows, "keys": kids}
+        return {"changed": bool(rows or kids or undone), "rows": rows, "keys": kids, "undone": undone}
 
     def status(self) -> Json:
         """Summarise the service; ``problems`` says what somebody has to do."""
@@ -155,7 +156,9 @@ class Tool:
                 try:
                     clock.check(connection, self.now)
                 except Unavailable as exc:
-                    problems.append(f"{exc}. Cure: set the clock, and look why it was wrong")
+                    problems.append(
+                        f"{exc}. Cure: set the clock; if it was ahead and is right now, '{PROGRAM} purge --future'"
+                    )
         except Unavailable as exc:
             problems.append(f"{exc.code}: {exc}. Cure: see 'The database' in docs/token-service.md")
         return answer
@@ -215,7 +218,12 @@ def _parser() -> argparse.ArgumentParser:
     approve.add_argument("user_code", metavar="USER_CODE")
     approve.add_argument("--device", required=True, metavar="ID", help="the device that shows the code")
     approve.add_argument("--deny", action="store_true", help="refuse it")
-    commands.add_parser("purge", help="forget tokens, requests and keys that are over")
+    purge = commands.add_parser("purge", help="forget tokens, requests and keys that are over")
+    purge.add_argument(
+        "--future",
+        action="store_true",
+        help="the clock was ahead and is right now: end the tokens of that time, and go on",
+    )
     commands.add_parser("status", help="health; exit code 1 when somebody has to act")
     return parser
 
@@ -262,7 +270,7 @@ def _run(options: argparse.Namespace) -> Json:  # noqa: PLR0911 - one for each c
             case "approve":
                 return tool.approve(options.user_code, options.device, deny=options.deny)
             case "purge":
-                return tool.purge()
+                return tool.purge(future=options.future)
             case _:
                 return tool.status()
 
