@@ -285,6 +285,7 @@ def test_a_store_of_layout_1_becomes_one_of_layout_2_and_forgets_nothing(plant: 
         newer = {name: environment.open_db(name, create=False) for name in store.DATABASES}
         with environment.begin(write=True) as transaction:
             record_of_meta = transaction.get(b"meta", db=newer[b"meta"])
+            assert isinstance(record_of_meta, bytes)
             transaction.put(b"meta", record_of_meta[:8] + b"\1" + record_of_meta[9:], db=newer[b"meta"])
             for name in set(store.DATABASES) - set(store.DATABASES_1):
                 transaction.drop(newer[name])

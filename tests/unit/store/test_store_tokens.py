@@ -84,7 +84,7 @@ def test_a_key_is_kept_as_openssl_reads_it(key: Any, algorithm: str) -> None:
 @pytest.mark.parametrize("bits", [2048, 3072, 4096])
 def test_keys_of_rsa_have_the_der_of_openssl(bits: int) -> None:
     for exponent in (3, 65537):
-        key = rsa.generate_private_key(exponent, bits).public_key()  # type: ignore[arg-type]
+        key = rsa.generate_private_key(exponent, bits).public_key()
         assert store.key_of(jwk(key), ALL).spki == spki(key)
 
 
