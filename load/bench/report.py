@@ -28,6 +28,7 @@ CPU_RATIO, MEMORY_MB, STALL_MS, REVOKE_MS, START_S = 1.05, 25, 20, 100, 1
 COMPILE_S, COMPILE_MB, CHANGE_MS = 60, 1000, 50
 TOKEN_RATIO, SERVICE_MB = 1.10, 80
 _WIDTH = 120
+_BUSY = 1.5
 _TAIL = 0.025
 # A latency says more of the generator than of the broker when the generator itself is later than this.
 _LATE_MS = 5
@@ -252,6 +253,15 @@ def page(measured: Mapping[str, Any], name: str = "benchmarks") -> str:
     return "\n".join([*lines, _NOT_MEASURED])
 
 
+def busy(figures: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a warning where something else kept the machine busy."""
+    load = figures["machine"]["load"]
+    if load < _BUSY:
+        return []
+    said = f"**Something else kept the machine busy (load average {load:.1f} at the beginning): noisy figures.**"
+    return [*prose(said), ""]
+
+
 def _how(figures: Mapping[str, Any]) -> str:
     # A quick look must not pass for more.
     scaled = f" (a quick look: {figures['scale']:g} of the usual amount)" if figures["scale"] != 1 else ""
@@ -262,7 +272,7 @@ def _brokers(figures: Mapping[str, Any], picture: str) -> list[str]:
     kinds, missing = figures["kinds"], figures["missing"]
     absent = [f"- **{name}: not measured.** {why}." for name, why in missing.items()]
     absent += [f"- **{name}: not measured to the end.** {why}." for name, why in figures["failed"].items()]
-    lines = ["## Brokers", "", *prose(_how(figures)), "", *absent, *([""] if absent else [])]
+    lines = ["## Brokers", "", *prose(_how(figures)), "", *busy(figures), *absent, *([""] if absent else [])]
     speaking = {name: values for name, values in kinds.items() if "in0_s" in values}
 
     def row(name: str, cells: Sequence[str]) -> list[str]:
@@ -369,9 +379,9 @@ def _tokens(part: Mapping[str, Any]) -> list[str]:
     middle = statistics.median
     rows = []
     for name, values in part["services"].items():
-        alone, busy = values["alone_ms"], values["busy_ms"]
+        alone, many = values["alone_ms"], values["busy_ms"]
         cells = [cell(values["cpu_ms"], "{:.2f}"), f"{middle(alone):.1f} / {percentile(alone, 0.99):.1f}"]
-        cells += [cell(values["per_s"], "{:.0f}"), f"{middle(busy):.1f} / {percentile(busy, 0.99):.1f}"]
+        cells += [cell(values["per_s"], "{:.0f}"), f"{middle(many):.1f} / {percentile(many, 0.99):.1f}"]
         rows.append([f"**{name}**" if name.startswith("bednet") else name, *cells, cell(values["memory_mb"], "{:.0f}")])
     limit = part["limit"]
     least = [a + b for a, b in zip(limit["handshake_ms"], limit["signature_ms"], strict=True)]
@@ -382,7 +392,7 @@ def _tokens(part: Mapping[str, Any]) -> list[str]:
     titles += ["side by side: tokens/s", "p50 / p99, ms", "memory, MB"]
     lines = ["## Tokens", ""]
     said = _TOKENS.format(rounds=part["rounds"], date=part["machine"]["date"], scaled=scaled, clients=4)
-    lines += [*prose(said), "", *table(titles, rows), ""]
+    lines += [*prose(said), "", *busy(part), *table(titles, rows), ""]
     for name, why in part["missing"].items():
         lines += [*prose(f"**{name}: not measured.** {why}."), ""]
     figures = {"handshake": middle(limit["handshake_ms"]), "signature": middle(limit["signature_ms"])}

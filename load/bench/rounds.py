@@ -247,6 +247,7 @@ def run(programs: Programs, rounds: int, scale: float, kinds: Sequence[Kind]) ->
     :param scale: 1 for the figures that are published; less for a quick look.
     """
     more_files()
+    where = machine()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         Path(folder).chmod(0o755)
         stage = Stage(Path(folder), programs)
@@ -287,7 +288,7 @@ def run(programs: Programs, rounds: int, scale: float, kinds: Sequence[Kind]) ->
     return {
         "rounds": rounds,
         "scale": scale,
-        "machine": machine(),
+        "machine": where,
         "kinds": bench.results,
         "versions": bench.versions,
         "missing": bench.missing,
@@ -295,8 +296,8 @@ def run(programs: Programs, rounds: int, scale: float, kinds: Sequence[Kind]) ->
     }
 
 
-def machine() -> dict[str, str]:
-    """Say what this ran on."""
+def machine() -> dict[str, str | float]:
+    """Say what this runs on, and how busy it is before anything is measured (the load average)."""
     models = [
         line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
@@ -304,6 +305,7 @@ def machine() -> dict[str, str]:
         "processor": f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "load": os.getloadavg()[0],
     }
 
 

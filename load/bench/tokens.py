@@ -335,6 +335,7 @@ def run(programs: Programs, rounds: int, scale: float) -> dict[str, object]:
     :param scale: 1 for the figures that are published; less for a quick look.
     """
     more_files()
+    where = machine()
     services: dict[str, dict[str, list[float]]]
     connections: dict[str, list[float]] = {WITHOUT: [], WITH: []}
     limit: dict[str, list[float]] = {"handshake_ms": [], "handshake_wall_ms": [], "signature_ms": []}
@@ -385,7 +386,7 @@ def run(programs: Programs, rounds: int, scale: float) -> dict[str, object]:
     return {
         "rounds": rounds,
         "scale": scale,
-        "machine": machine(),
+        "machine": where,
         "services": services,
         "limit": limit,
         "connections": connections,

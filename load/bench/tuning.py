@@ -165,6 +165,7 @@ def run(programs: Programs, rounds: int, scale: float, names: Sequence[str] | No
     :param scale: 1 for the figures that are published; less for a quick look.
     """
     more_files()
+    where = machine()
     settings = {BASE: Setting(BASE, "", messages=True)}
     settings |= {setting.name: setting for setting in SETTINGS if not names or setting.name in names}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -185,7 +186,7 @@ def run(programs: Programs, rounds: int, scale: float, names: Sequence[str] | No
     return {
         "rounds": rounds,
         "scale": scale,
-        "machine": machine(),
+        "machine": where,
         "kinds": bench.results,
         "versions": bench.versions,
         "missing": {**bench.missing, **bench.failed},
@@ -233,7 +234,7 @@ def page(figures: Mapping[str, Any]) -> str:
     lines += [*report.prose(_INTRODUCTION.format(spoken=_SPOKEN_OF)), ""]
     where = f"{figures['rounds']} rounds on {figures['machine']['date']}{scaled}. {figures['machine']['processor']}; "
     where += f"{figures['machine']['system']}; {', '.join(dict.fromkeys(figures['versions'].values()))}."
-    lines += [*report.prose(where), ""]
+    lines += [*report.prose(where), "", *report.busy(figures)]
     lines += [f"- **{name}: not measured.** {why}." for name, why in figures["missing"].items()]
     lines += [""] if figures["missing"] else []
     for group in dict.fromkeys(setting.group for setting in SETTINGS):

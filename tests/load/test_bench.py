@@ -25,7 +25,7 @@ from testbed.common import CHECKOUT
 if TYPE_CHECKING:
     from pathlib import Path
 
-MACHINE = {"processor": "a processor", "system": "a system", "date": "2026-01-01"}
+MACHINE = {"processor": "a processor", "system": "a system", "date": "2026-01-01", "load": 0.3}
 
 
 def kind(cost: float, **more: list[float]) -> dict[str, list[float]]:
@@ -176,6 +176,14 @@ def test_a_quick_look_does_not_pass_for_more(measured: dict[str, Any]) -> None:
     assert "quick look" not in report.page(measured)
     measured["brokers"]["scale"] = 0.1
     assert "a quick look: 0.1 of the usual amount" in report.page(measured)
+
+
+def test_figures_of_a_busy_machine_are_marked(with_tokens: dict[str, Any]) -> None:
+    assert "kept the machine busy" not in report.page(with_tokens)
+    with_tokens["tokens"]["machine"] = {**MACHINE, "load": 9.0}
+    page = report.page(with_tokens)
+    assert page.count("kept the machine busy (load average 9.0") == 1
+    assert page.index("## Tokens") < page.index("kept the machine busy")
 
 
 def test_all_rows_of_a_table_are_as_wide_as_its_head(measured: dict[str, Any]) -> None:
