@@ -74,6 +74,22 @@ def test_a_token_lets_its_device_in(shared: tuple[Gateway, TokenSite], on: str, 
     gateway.admitted(shown(token, "tok-1"), on=on, client_id="tok-1", version=version)
 
 
+@pytest.mark.parametrize("algorithm", ["ES256", "Ed25519", "RS256", "PS256"])
+def test_another_library_s_tokens_are_understood(site: TokenSite, start: Start, algorithm: str) -> None:
+    """joserfc, which OAuth libraries build on, signs these; other tests sign by hand. Ed25519 is RFC 9864's name."""
+    jwt, jwk_module = pytest.importorskip("joserfc.jwt"), pytest.importorskip("joserfc.jwk")
+    kind: tuple[str, Any] = {"ES256": ("EC", "P-256"), "Ed25519": ("OKP", "Ed25519")}.get(algorithm, ("RSA", 2048))
+    key = jwk_module.generate_key(*kind)
+    issuer = Issuer("https://joserfc.example", "EdDSA" if algorithm == "Ed25519" else algorithm)
+    issuer.keys = [{**key.as_dict(private=False), "kid": "j", "alg": algorithm}]
+    site.issuers = [issuer]
+    site.apply()
+    gateway = start(listeners=("plain",))
+    header = {"alg": algorithm, "typ": "at+jwt", "kid": "j"}
+    token = jwt.encode(header, issuer.claims("tok-1"), key, algorithms=[algorithm])
+    gateway.admitted(shown(token, "tok-1"), on="plain", client_id="tok-1")
+
+
 def test_mqtt_5_needs_no_user_name(shared: tuple[Gateway, TokenSite]) -> None:
     gateway, site = shared
     with socket.create_connection(("127.0.0.1", gateway.ports["plain"]), 10) as plain:
