@@ -172,6 +172,28 @@ def test_applying_on_the_second_instance_changes_nothing(plants: list[Plant]) ->
     assert plants[1].apply()["changed"] is False
 
 
+def test_instances_that_are_deployed_at_once_take_turns(plants: list[Plant]) -> None:
+    first = plants[0].database
+    with first.engine.begin() as connection:
+        connection.execute(sa.text("DROP SCHEMA public CASCADE"))
+        connection.execute(sa.text("CREATE SCHEMA public"))
+    migrated: list[object] = []
+    applied: list[bool] = []
+
+    def deploy(plant: Plant) -> None:
+        with contextlib.closing(Database.of(plant.settings, wait=20)) as database:
+            migrated.append(upgrade(database)[0])
+        applied.append(plant.apply()["changed"])
+
+    threads = [threading.Thread(target=deploy, args=(plant,)) for plant in plants]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(migrated, key=str) == ["0001", None]
+    assert sorted(applied) == [False, True]
+
+
 def test_replay_at_the_other_instance_is_refused(plants: list[Plant]) -> None:
     one, two = plants
     assertion = one.assertion()

@@ -36,6 +36,9 @@ WAIT_SECONDS = 3
 
 POOL_SIZE, POOL_OVERFLOW = 4, 8
 
+TURN = 0x6265646E6574
+"""The number of PostgreSQL's advisory lock: "bednet"."""
+
 metadata = sa.MetaData()
 
 meta = sa.Table(
@@ -269,6 +272,11 @@ class Database:
             found = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
         if found != SCHEMA:
             raise Unavailable("database-schema", f"the database has the schema {found}, and this program {SCHEMA}")
+
+    def take_turns(self, connection: sa.engine.Connection) -> None:
+        """Wait until no other tool changes the whole: several instances are deployed at once. SQLite has one writer."""
+        if not self.is_sqlite:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(TURN)))
 
     def insert_or_update(self, connection: sa.engine.Connection, table: sa.Table, row: dict[str, Any]) -> None:
         """Write a row, whether its key is there or not."""

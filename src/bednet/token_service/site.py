@@ -386,6 +386,8 @@ def apply(database: Database, data: SiteData, now: int, *, check: bool = False) 
     :raises Unavailable: when the database cannot be written.
     """
     with database.reading() if check else database.writing() as connection:
+        if not check:
+            database.take_turns(connection)
         old = {row["id"]: row for row in _rows(connection, devices)}
         judged = _Marks(connection)
         rows = {key: judged.judge(row, old.get(key), data.reinstated.get(key, 0)) for key, row in data.devices.items()}

@@ -22,6 +22,7 @@ def upgrade(database: Database) -> tuple[str | None, str | None]:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     with database.writing() as connection:
+        database.take_turns(connection)
         context = MigrationContext.configure(connection)
         before = context.get_current_revision()
         config.attributes["connection"] = connection
