@@ -103,8 +103,6 @@ class Connected:
         self.client.on_disconnect = self._disconnected
         self._subscriptions = subscriptions
         listener = tokens.listener(device, gateway)
-        # The certificate is the gateway's, whose name the lab's network knows, and this machine does not.
-        self.client.tls_set_context(_named(tokens.source(device), listener.server_name or listener.host))
         self._where = listener.host, listener.port
 
     def _note(self, notes: list[Any]) -> Callable[[Any], None]:
@@ -156,17 +154,6 @@ class Connected:
     ) -> None:
         self.client.disconnect()
         self.client.loop_stop()
-
-
-def _named(source: TokenSource, name: str) -> Any:
-    context = source.context()
-    wrap = context.wrap_socket
-
-    def wrap_socket(sock: Any, **how: Any) -> Any:
-        return wrap(sock, **{**how, "server_hostname": name})
-
-    setattr(context, "wrap_socket", wrap_socket)  # noqa: B010 - its type is more than is needed here
-    return context
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import statistics
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import urllib3.util.connection
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
@@ -25,8 +28,6 @@ from tests.live import Audit, other_site
 from tests.tokens.conftest import Connected, claims
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.conftest import Plant
     from tests.live import Site
     from tests.tokens.conftest import Tokens
@@ -221,9 +222,9 @@ def test_devices_of_another_identity_provider_come_in_by_its_key(plant: Plant, t
         "realm_access": {"roles": ["plant-sensor", "staff"]},
     }
 
-    def sign(**other: object) -> Credentials:
+    def sign(typ: str = "JWT", **other: object) -> Credentials:
         body = _base64url(json.dumps(said | other).encode())
-        token = _forged(f".{body}", header={"alg": "ES256", "typ": "JWT", "kid": "one"}, key=key)
+        token = _forged(f".{body}", header={"alg": "ES256", "typ": typ, "kid": "one"}, key=key)
         return Credentials(username="kc-cart-7", password=token)
 
     def change(site: Site) -> None:
@@ -246,7 +247,7 @@ def test_devices_of_another_identity_provider_come_in_by_its_key(plant: Plant, t
             _refused(tokens, "gateway-2", where, sign(aud="mqtts://plant.example"), "token-audience")
             _refused(tokens, "gateway-2", where, sign(exp=now - 60), "token-expired")
             # In the name of the site's own service, with a key that is not its own.
-            own = sign(iss=tokens.source("edge-2").issuer, aud="mqtts://plant.example", sub="edge-2")
+            own = sign("at+jwt", iss=tokens.source("edge-2").issuer, aud="mqtts://plant.example", sub="edge-2")
             _refused(tokens, "gateway-2", where, own, "token-key")
     finally:
         file.unlink()
@@ -339,8 +340,6 @@ def test_with_its_disk_full_the_service_gives_no_token_that_it_cannot_record(tok
     try:
         tokens.host.exec(["systemctl", "start", *units])
         _unavailable(tokens, "database-full")
-        # What needs no room goes on: gateways get its keys.
-        assert tokens.tool("keys")["keys"]
     finally:
         tokens.host.exec(["systemctl", "stop", *units])
         tokens.host.exec(["sh", "-ec", 'umount "$1"; rm -rf /run/token-service-home', "sh", home])
@@ -421,3 +420,72 @@ def test_nobody_gets_a_token_in_the_name_of_another(plant: Plant, tokens: Tokens
         with pytest.raises(OSError, match=r"invalid_client|unauthorized_client") as caught:
             source.get()
         assert getattr(caught.value, "again", None) is False
+
+
+# --- as the page for device makers says (docs/tokens.md)
+
+PAGE = Path(__file__).parents[2] / "docs/tokens.md"
+
+
+def _commands(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_the_commands_of_the_page_for_device_makers_do_what_it_says(plant: Plant, tokens: Tokens) -> None:
+    """An outside OAuth client (curl) and an ordinary MQTT client (mosquitto_pub), on a host that knows the names."""
+    by_certificate, by_secret, publish = _commands("sh")
+    host = plant.lab.hosts["devices"]
+    folder = "/run/device-maker"
+    try:
+        for device in ("edge-1", "edge-2"):
+            host.exec(["mkdir", "-p", "-m", "0700", f"{folder}/{device}"])
+            for path in (plant.folder / device).iterdir():
+                host.write_file(f"{folder}/{device}/{path.name}", path.read_bytes(), mode="0600")
+        answer = json.loads(host.exec(["env", "-C", f"{folder}/edge-1", "sh", "-ec", by_certificate]).stdout)
+        assert claims(answer["access_token"])["sub"] == "edge-1"
+        assert set(answer) == {"access_token", "token_type", "expires_in", "scope"}
+        told = json.loads(host.exec(["env", "-C", f"{folder}/edge-2", "sh", "-ec", by_secret]).stdout)
+        assert claims(told["access_token"])["sub"] == "edge-2"
+        with plant.session("historian") as reader:
+            reader.subscribe("sensors/edge-1/#")
+            words = ["env", "-C", f"{folder}/edge-1", "sh", "-ec", f"read -r TOKEN; {publish}"]
+            host.exec(words, input=f"{answer['access_token']}\n")
+            reader.until(lambda message: message.topic == "sensors/edge-1/rms", "what was published")
+    finally:
+        host.exec(["rm", "-rf", folder])
+
+
+def test_requests_oauthlib_gets_a_token_as_the_page_says(
+    plant: Plant, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = next(text for text in _commands("python") if "requests_oauthlib" in text)
+    connect = urllib3.util.connection.create_connection
+
+    def to_the_lab(address: tuple[str, int], *arguments: Any, **how: Any) -> Any:
+        assert address == ("tokens.plant.example", 8443)
+        return connect((tokens.host.address, 8443), *arguments, **how)
+
+    monkeypatch.setattr(urllib3.util.connection, "create_connection", to_the_lab)
+    monkeypatch.chdir(plant.folder / "edge-1")
+    found: dict[str, Any] = {}
+    exec(compile(code, str(PAGE), "exec"), found)  # noqa: S102 - our own page
+    assert claims(found["token"])["sub"] == "edge-1"
+
+
+def test_the_helper_works_as_the_page_says(plant: Plant, tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = next(text for text in _commands("python") if "TokenClient" in text)
+    names = {"tokens.plant.example": tokens.host.address, "gateway-1.plant.example": tokens.host.address}
+    connect = socket.create_connection
+
+    def to_the_lab(address: tuple[str, int], *arguments: Any, **how: Any) -> socket.socket:
+        return connect((names.get(address[0], address[0]), address[1]), *arguments, **how)
+
+    monkeypatch.setattr(socket, "create_connection", to_the_lab)
+    monkeypatch.chdir(plant.folder / "edge-1")
+    found: dict[str, Any] = {}
+    with plant.session("historian") as reader:
+        reader.subscribe("sensors/edge-1/#")
+        exec(compile(code, str(PAGE), "exec"), found)  # noqa: S102 - our own page
+        reader.until(lambda message: message.topic == "sensors/edge-1/rms", "what was published")
+    found["client"].disconnect()
+    found["client"].loop_stop()
