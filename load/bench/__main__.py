@@ -37,6 +37,8 @@ exec python3 -m "$module" --plugin "$PWD/plugin/usr/lib/bednet/bednet_plugin.so"
 """
 DEVICES = 1_000_000
 TIMEOUT_S = 3600
+#: Of the JSON beside the page; figures of another form are measured anew.
+FORMAT = 2
 PARTS = ("compiling", "brokers", "tokens")
 
 
@@ -93,7 +95,8 @@ def load(path: Path) -> dict[str, Any]:
     """Return what earlier runs measured, by part; nothing where there is no file of today's form."""
     with contextlib.suppress(FileNotFoundError):
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {part: figures for part, figures in found.items() if part in PARTS and "machine" in figures}
+        if found.get("format") == FORMAT:
+            return {part: figures for part, figures in found.items() if part in PARTS}
     return {}
 
 
@@ -146,12 +149,14 @@ def bench(suite: str, page: Path, parts: Sequence[str], arguments: Sequence[str]
         page.write_text(report.page(measured, page.stem), encoding="utf-8")
         for name, picture in report.pictures(measured).items():
             page.with_name(f"{page.stem}-{name}.svg").write_text(picture, encoding="utf-8")
-        page.with_suffix(".json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        page.with_suffix(".json").write_text(
+            json.dumps({"format": FORMAT, **measured}, indent=1) + "\n", encoding="utf-8"
+        )
 
     if "compiling" in parts:
         with step("The compiler and the store, 1,000,000 devices"), tempfile.TemporaryDirectory() as folder:
             figures = compiling.measure(DEVICES, Path(folder))
-        keep("compiling", {"figures": figures, "machine": {}, "date": time.strftime("%Y-%m-%d", time.gmtime())})
+        keep("compiling", {"figures": figures, "date": time.strftime("%Y-%m-%d", time.gmtime())})
     if "brokers" in parts:
         with step("Brokers side by side"):
             figures = measured_in_container(suite, "load.bench.rounds", arguments, "Measuring brokers")

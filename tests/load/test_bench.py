@@ -203,7 +203,7 @@ def test_a_partial_run_keeps_the_figures_of_the_other_parts(
     measured: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = tmp_path / "page.md"
-    page.with_suffix(".json").write_text(json.dumps(measured))
+    page.with_suffix(".json").write_text(json.dumps({"format": command.FORMAT, **measured}))
     step = {"seconds": 1.0, "cpu_seconds": 1.0, "peak_mb": 1.0}
     figures = {
         "compile": step,
