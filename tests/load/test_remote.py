@@ -215,7 +215,7 @@ def await_that(what: Callable[[], bool], why: str, deadline_s: float = 60) -> No
 
 def left_on(machine: Host) -> str:
     """Return what a run has left on a host: its unit, its folder, and its processes."""
-    look = "ls -d /run/bednet-load-* /run/private/bednet-load-* 2>/dev/null; pgrep --full [l]oad.locustfile; "
+    look = "ls -d /run/bednet-load-* 2>/dev/null; pgrep --full [l]oad.locustfile; "
     units = "systemctl list-units --all --no-legend --plain 'bednet-load-*'"
     return machine.exec(["sh", "-c", look + units], check=False).stdout.strip()
 
@@ -269,13 +269,15 @@ def test_two_hosts_share_the_work_and_keep_nothing(
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
         stderr=subprocess.DEVNULL,
     ) as run:
-        there = "find /run/private/bednet-load-* -type f"
+        there = "find /run/bednet-load-* -type f"
         find = f"{there} -name key.pem -perm 0600 | head -n 1; {there} -perm /077"
-        await_that(
-            lambda: machines[0].exec(["sh", "-c", find], check=False).stdout.count("key.pem") == 1,
-            "no private key, or one that others may read",
-        )
-        run.send_signal(signal.SIGKILL)
+        try:
+            await_that(
+                lambda: machines[0].exec(["sh", "-c", find], check=False).stdout.count("key.pem") == 1,
+                "no private key, or one that others may read",
+            )
+        finally:
+            run.send_signal(signal.SIGKILL)
     for machine in machines:
         await_that(lambda machine=machine: not left_on(machine), f"{machine.name} keeps {left_on(machine)}")  # type: ignore[misc]
 
