@@ -28,6 +28,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 from bednet.policy import Access, Effect
@@ -48,6 +49,10 @@ MTLS_PORT = 8883
 PASSWORD_PORT = 8884
 PSK_PORT = 8885
 READS = (Effect.ALLOW, Access.SUBSCRIBE)
+
+# How long one example takes says more about what else the machine does than about the code.
+settings.register_profile("bednet", deadline=None)
+settings.load_profile("bednet")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
