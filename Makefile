@@ -58,8 +58,12 @@ test-full: venv ## Run all of that, and the deployments that `make test` has no 
 	@$(BIN)/python -m pytest -n 3 $(IN_CONTAINERS)
 
 .PHONY: bench
-bench: venv ## Measure what access control costs, beside other ways to do it, and write docs/benchmarks.md.
+bench: venv ## Measure what access control costs, beside other ways and other brokers, and write docs/benchmarks.md.
 	@$(BIN)/python -m load.bench
+
+.PHONY: tuning
+tuning: venv ## Measure what settings of broker and TLS change, and write docs/tuning.md.
+	@$(BIN)/python -m load.bench tuning
 
 .PHONY: deb
 deb: venv ## Build the broker's plugin as a Debian package: SUITE=trixie or bookworm, ARCH=amd64 or arm64.
