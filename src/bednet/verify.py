@@ -15,6 +15,7 @@ in the check itself - is a failure: an open broker must never pass because the p
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ipaddress
 import json
@@ -734,6 +735,17 @@ def _password_refused(pick: Callable[[Target], Credentials]) -> Callable[[Target
     return run
 
 
+def _unsigned(target: Target) -> str:
+    """Make up an access token (RFC 9068) for the probe that has no signature: `alg` is none (RFC 8725, 2.1)."""
+    now = int(datetime.now(UTC).timestamp())
+    claims = {"iss": "https://nobody.invalid", "sub": target.identity.id, "client_id": target.identity.id}
+    claims |= {"aud": f"mqtts://{target.gateway.server_name}", "jti": secrets.token_hex(8)}
+    parts = ({"alg": "none", "typ": "at+jwt"}, claims | {"iat": now, "exp": now + 60})
+    encoded = (base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode() for part in parts)
+    # Two dots and something behind each: with nothing there a gateway would take it for a password.
+    return f"{'.'.join(encoded)}.AA"
+
+
 def _psk_accepted(target: Target) -> Verdict:
     def look(listener: Listener) -> Verdict:
         verdicts = []
@@ -1058,6 +1070,14 @@ CHECKS: tuple[Check, ...] = (
         "an empty password is refused",
         False,
         _password_refused(lambda target: Credentials(username=target.identity.id, password="")),
+        session=True,
+        applies=_has_passwords,
+    ),
+    Check(
+        _AUTHENTICATION,
+        "a token that nobody signed is refused",
+        False,
+        _password_refused(lambda target: Credentials(username=target.identity.id, password=_unsigned(target))),
         session=True,
         applies=_has_passwords,
     ),

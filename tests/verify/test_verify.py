@@ -46,7 +46,12 @@ FILTERS = {
     "a shared subscription shows nothing of others",
     "a forbidden subscription shows nothing",
 }
-PASSWORDS = {"a wrong password is refused", "an empty password is refused", "an unknown user is refused"}
+PASSWORDS = {
+    "a wrong password is refused",
+    "an empty password is refused",
+    "a token that nobody signed is refused",
+    "an unknown user is refused",
+}
 
 
 @pytest.fixture(scope="session")
