@@ -852,8 +852,8 @@ def test_new_issuing_key_signs_everything_again(home: Home, gateway_key: Any) ->
         ([device("")], {}, "cannot be a device's id"),
         ([device("temp-1", "kerberos")], {}, "device temp-1: authentication must be some of"),
         ([device("temp-1", "token")], {}, "device temp-1: token must be one of"),
-        ([device("temp-1", "token", token="tls")], {}, "device temp-1: token must be one of"),
-        ([device("temp-1", token="tls_client_auth")], {}, "device temp-1: token must be one of"),
+        ([device("temp-1", "token", token="tls")], {}, "device temp-1: token must be one of"),  # noqa: S106 - a method
+        ([device("temp-1", token="tls_client_auth")], {}, "device temp-1: token must be one of"),  # noqa: S106 - a method
         ([{"id": "temp-1", "authentication": []}], {}, "device temp-1: authentication must be some of"),
         ([device("temp-1", enrolment="scep")], {}, "enrolment must be bundle or csr, not 'scep'"),
         ([device("temp-1", revoked="certificateHold")], {}, "device temp-1: revoked must be one of"),

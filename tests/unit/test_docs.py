@@ -108,7 +108,8 @@ def test_inventory_snippets_are_read_as_meant(tmp_path: Path) -> None:
 
 def test_tags_in_commands_exist() -> None:
     playbook = yaml.safe_load((ROOT / "playbooks/site.yml").read_text(encoding="utf-8"))
-    tags = {role.name for role in (ROOT / "roles").iterdir()} - {"load_generator"}  # load.yml's, which is no part of a site
+    # load_generator is load.yml's, which is no part of a site.
+    tags = {role.name for role in (ROOT / "roles").iterdir()} - {"load_generator"}
     known = set(re.findall(r"\w+", " ".join(str(tag) for play in playbook for tag in _tags(play)))) | {"always"}
     used = {tag for page in PAGES for tag in re.findall(r"--tags[ =](\w+)", page.read_text(encoding="utf-8"))}
     assert used

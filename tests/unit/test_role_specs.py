@@ -77,7 +77,14 @@ def _set_as_facts(data: object) -> set[str]:
 
 
 def test_every_role_is_looked_at() -> None:
-    assert [role.name for role in ROLES] == ["ca", "enrolment", "load_generator", "mosquitto", "token_service", "verification"]
+    assert [role.name for role in ROLES] == [
+        "ca",
+        "enrolment",
+        "load_generator",
+        "mosquitto",
+        "token_service",
+        "verification",
+    ]
     assert docs.roles() == ROLES
 
 
