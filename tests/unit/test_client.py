@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A device's side of tokens, without a gateway: what it asks for, what it makes of answers, what it lets nobody see.
+
+The sharp edges: a token in a log or a repr, an error that is taken for the end when it is not, or the other way round,
+and an assertion that another service could use as well.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, utils
+from paho.mqtt.packettypes import PacketTypes
+
+from bednet.client import Token, TokenClient, TokenError, TokenSource, oauthbearer
+from tests.unit.ca_home import START, make_home
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+ISSUER = "https://tokens.plant.example:8443"
+SECRET = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJlZGdlLTEifQ.c2lnbmF0dXJl"  # noqa: S105 - opens nothing
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundles of three devices, as the CA makes them."""
+    home = make_home(tmp_path_factory.mktemp("ca"))
+    methods = ("tls_client_auth", "client_secret_basic", "private_key_jwt")
+    devices = [{"id": method, "authentication": ["token"], "token": method} for method in methods]
+    home.sync([*devices, {"id": "temp-1"}], START, token_issuer=ISSUER)
+    return home.path / "bundles"
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, object], list[tuple[str, dict[str, str]]]]:
+    """Answers with what a test says; returns the forms and headers that were sent."""
+
+    def answer(status: int, body: object) -> list[tuple[str, dict[str, str]]]:
+        sent: list[tuple[str, dict[str, str]]] = []
+
+        def post(_self: TokenSource, form: str, headers: dict[str, str]) -> tuple[int, bytes]:
+            sent.append((form, headers))
+            return status, body if isinstance(body, bytes) else json.dumps(body).encode()
+
+        monkeypatch.setattr(TokenSource, "_post", post)
+        return sent
+
+    return answer
+
+
+GOOD = {"access_token": SECRET, "token_type": "Bearer", "expires_in": 900, "scope": "W10"}
+
+
+def test_a_secret_is_sent_in_the_header_and_nowhere_else(bundles: Path, service: Any) -> None:
+    sent = service(200, GOOD)
+    token = TokenSource.of_bundle(bundles / "client_secret_basic").get()
+    assert (token.text, token.seconds, token.scope) == (SECRET, 900.0, "W10")
+    form, headers = sent[0]
+    assert form == "grant_type=client_credentials"
+    secret = (bundles / "client_secret_basic/client_secret").read_text(encoding="ascii").strip()
+    assert base64.b64decode(headers["Authorization"].removeprefix("Basic ")).decode() == f"client_secret_basic:{secret}"
+
+
+def test_an_assertion_is_for_this_service_alone_and_new_each_time(bundles: Path, service: Any) -> None:
+    """RFC 7523, 3."""
+    sent = service(200, GOOD)
+    source = TokenSource.of_bundle(bundles / "private_key_jwt")
+    source.get()
+    source.get()
+    seen = set()
+    for form, headers in sent:
+        assert "Authorization" not in headers
+        fields = dict(part.split("=", 1) for part in form.split("&"))
+        header, payload, signature = fields["client_assertion"].split(".")
+        said = json.loads(base64.urlsafe_b64decode(payload + "=="))
+        assert (said["iss"], said["sub"], said["aud"]) == ("private_key_jwt", "private_key_jwt", ISSUER)
+        assert said["exp"] - said["iat"] == 60
+        seen.add(said["jti"])
+        raw = base64.urlsafe_b64decode(signature + "==")
+        pair = utils.encode_dss_signature(int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:], "big"))
+        certificate = x509.load_pem_x509_certificate((bundles / "private_key_jwt/certificate.pem").read_bytes())
+        key = certificate.public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        key.verify(pair, f"{header}.{payload}".encode(), ec.ECDSA(hashes.SHA256()))
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error", "again"),
+    [
+        (401, {"error": "invalid_client", "error_description": "no"}, "invalid_client", False),
+        (400, {"error": "invalid_scope"}, "invalid_scope", False),
+        (503, {"error": "temporarily_unavailable"}, "temporarily_unavailable", True),
+        (429, {"error": "temporarily_unavailable"}, "temporarily_unavailable", True),
+        (502, b"<html>", "unreachable", True),
+        (404, b"<html>", "unreachable", False),
+        (200, b"[]", "unreachable", False),
+        (200, {"access_token": SECRET}, "unreachable", False),
+    ],
+)
+def test_an_error_says_whether_to_ask_again(
+    bundles: Path, service: Any, status: int, body: object, error: str, again: bool
+) -> None:
+    service(status, body)
+    with pytest.raises(TokenError) as caught:
+        TokenSource.of_bundle(bundles / "tls_client_auth").get()
+    assert (caught.value.error, caught.value.again) == (error, again)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"method": "password"}, "is no method of"),
+        ({"client_secret": None}, "needs more"),
+        ({"issuer": "http://tokens.plant.example"}, "is no https URL"),
+    ],
+)
+def test_what_cannot_work_is_refused(bundles: Path, change: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        TokenSource.of_bundle(bundles / "client_secret_basic", **change)
+
+
+def test_a_bundle_without_tokens_is_refused(bundles: Path) -> None:
+    with pytest.raises(ValueError, match="no bundle of a device that gets tokens"):
+        TokenSource.of_bundle(bundles / "temp-1")
+
+
+def test_a_token_stands_in_no_repr_and_in_no_log_of_paho(
+    bundles: Path, service: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service(200, GOOD)
+    caplog.set_level(logging.DEBUG)
+    client = TokenClient(TokenSource.of_bundle(bundles / "client_secret_basic"))
+    client.enable_logger()
+    packets: list[bytes] = []
+    monkeypatch.setattr(client, "_packet_queue", lambda _command, packet, *_: packets.append(bytes(packet)))
+    client._connect_properties = client._shown()
+    client._send_connect(60)
+    assert SECRET.encode() in packets[0]
+    assert "Sending CONNECT" in caplog.text
+    assert SECRET not in caplog.text
+    assert SECRET not in repr(Token(SECRET, 0.0, 900.0, ""))
+
+
+def test_a_renewal_is_one_auth_packet(bundles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MQTT 5, 3.15, and RFC 7628, 3.1."""
+    client = TokenClient(TokenSource.of_bundle(bundles / "client_secret_basic"))
+    packets: list[bytes] = []
+    monkeypatch.setattr(client, "_packet_queue", lambda _command, packet, *_: packets.append(bytes(packet)))
+    client.reauthenticate(oauthbearer("TOKEN", PacketTypes.AUTH))
+    data = b"n,,\x01auth=Bearer TOKEN\x01\x01"
+    properties = b"\x15\x00\x0bOAUTHBEARER" + b"\x16" + len(data).to_bytes(2, "big") + data
+    body = b"\x19" + bytes([len(properties)]) + properties
+    assert packets == [b"\xf0" + bytes([len(body)]) + body]
