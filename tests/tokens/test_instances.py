@@ -106,3 +106,7 @@ def test_the_password_of_the_database_is_for_the_service_alone(pair: Plant) -> N
         "640",
         "root:bednet-token",
     ]
+
+
+def test_every_check_of_verify_passes_there(pair: Plant) -> None:
+    assert pair.lab.play("verify.yml").failed == 0
