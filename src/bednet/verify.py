@@ -760,7 +760,11 @@ def _psk_accepted(target: Target) -> Verdict:
 # What an OpenSSL server says: in TLS 1.2 the client's Finished cannot be read, in 1.3 its binder is wrong.
 _WRONG_PSK = {"1.2": ("bad record mac", "decrypt error"), "1.3": ("decrypt error", "illegal parameter")}
 # In TLS 1.3 it goes on without the key, and has no certificate to go on with.
-_UNKNOWN_PSK = {"1.2": ("unknown psk identity",), "1.3": ("handshake failure",)}
+_UNKNOWN_PSK = {
+    # The plugin answers as it answers a wrong key, so that nobody learns which names there are; others say more.
+    "1.2": ("unknown psk identity", *_WRONG_PSK["1.2"]),
+    "1.3": ("handshake failure", *_WRONG_PSK["1.3"]),
+}
 # The server has nothing that such a client speaks.
 _NO_PSK = {"1.2": ("handshake failure",), "1.3": ("handshake failure",)}
 
