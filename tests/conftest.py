@@ -176,8 +176,12 @@ class Plant:
 
     @property
     def with_certificate(self) -> list[str]:
-        """The devices that hold a certificate and its key."""
-        return [name for name in self.site.devices if (self.folder / name / "key.pem").exists()]
+        """The devices that hold a certificate and its key, and may come in with that alone."""
+        return [
+            name
+            for name, device in self.site.devices.items()
+            if "certificate" in device.authentication and (self.folder / name / "key.pem").exists()
+        ]
 
     @property
     def with_password(self) -> list[str]:

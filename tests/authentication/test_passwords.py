@@ -178,4 +178,4 @@ def test_no_password_lies_readable_on_a_gateway(plant: Plant) -> None:
                 assert password.encode() not in data, path
                 assert device.encode() in data, path
         told = gateway.exec(["stat", "-c", "%a %U:%G", f"{STORE}/data.mdb"]).stdout
-        assert told.strip() == "640 root:mosquitto"
+        assert told.strip() == "640 bednet-store:mosquitto"

@@ -153,6 +153,7 @@ def test_a_broker_that_stands_still_cannot_hide_what_had_to_wait(
     assert report.judgement.reasons[0].startswith("latency_p50_ms is")
 
 
+@pytest.mark.full
 def test_a_restart_is_told_from_connections_that_break_by_themselves(
     stage: brokers.Stage, pki: brokers.PKI, example: Site, tmp_path: Path
 ) -> None:

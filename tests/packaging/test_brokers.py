@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 
-# What differs most between brokers: how a client comes in, and where the broker asks.
-SHORT = ("tests/plugin/test_plugin_connect.py", "tests/plugin/test_plugin_access.py")
+# What differs most between brokers: how a client comes in, and where the broker asks; and what both judges say.
+SHORT = tuple(f"tests/plugin/test_{name}.py" for name in ("plugin_connect", "plugin_access", "live_judges"))
 QUICK = ("-m", "not full")
 
 

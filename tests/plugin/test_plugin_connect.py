@@ -455,7 +455,7 @@ def test_a_stranger_s_noise_leaves_lines_for_others(start: Start) -> None:
 
 def test_a_device_s_noise_leaves_lines_for_others(site: Site, start: Start) -> None:
     gateway = start(listeners=("plain",), options={"audit_rate": "20"})
-    port = gateway.ports["plain"]
+    port, begun = gateway.ports["plain"], time.monotonic()
     with (
         Wire(port, "temp-1", "password of temp-1") as noisy,
         Wire(port, "temp-2", "password of temp-2") as other,
@@ -467,8 +467,9 @@ def test_a_device_s_noise_leaves_lines_for_others(site: Site, start: Start) -> N
         refused = other.publish("other/x", b"x")
         assert other.flush()[refused] == 0x87
     gateway.audited(device="temp-2", topic="other/x", reason="not-allowed")
-    assert gateway.count(device="temp-1") < 20
-    assert gateway.audited(device="temp-2")["suppressed"] > 400
+    written = gateway.count(device="temp-1")
+    assert written <= 5 * (int(time.monotonic() - begun) + 2)
+    assert sum(event["suppressed"] for event in gateway.audit()) == 500 - written
 
 
 def test_secrets_are_in_no_log(gateway: Gateway) -> None:

@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from bednet.probe import Credentials, Outcome, connect_packet, dial, enter, publish_packet
 from tests.plugin.clock import Clock
 from tests.plugin.conftest import KEY
@@ -92,8 +94,14 @@ def closed(connection: socket.socket) -> bool:
         return False
 
 
+def _skip_where_the_clock_cannot_be_moved() -> None:
+    if (2, 0, 21) <= broker_version() < (2, 1):
+        pytest.skip("Debian 13's 2.0.21 does not follow the test's clock there; asked of 2.0.11 and 2.1.2")
+
+
 def test_a_connection_that_says_nothing_is_held_for_long(start: Start, tmp_path: Path) -> None:
     """96 s in 2.0, 31 s in 2.1, and no option for it; what there is is a limit for each listener: the next test."""
+    _skip_where_the_clock_cannot_be_moved()
     with ExitStack() as stack:
         clock = stack.enter_context(Clock(tmp_path))
         gateway = start(listeners=("plain",), preload=str(clock.library), environment=clock.environment)
@@ -111,6 +119,7 @@ def test_a_connection_that_says_nothing_is_held_for_long(start: Start, tmp_path:
 
 def test_silent_strangers_fill_no_listener_but_the_one_they_are_at(start: Start, tmp_path: Path) -> None:
     """max_connections counts them; devices that come by another listener do not feel it, and it passes."""
+    _skip_where_the_clock_cannot_be_moved()
     with ExitStack() as stack:
         clock = stack.enter_context(Clock(tmp_path))
         gateway = start(

@@ -209,6 +209,7 @@ LEFT_ALONE = {
         (
             "mosquitto_plugin_packages_dir",
             "mosquitto_audit_rate",
+            "mosquitto_token_fetch_calendar",
             "mosquitto_login_failures",
             "mosquitto_psk_port",
             "mosquitto_psk_tls12_ciphers",

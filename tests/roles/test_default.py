@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -286,7 +287,10 @@ def test_devices_come_and_go_while_all_others_stay_connected(  # noqa: PLR0915 -
     assert {"tablet-jo", "temp-999"} <= set(left)
     assert not set(lines) & set(left)
 
-    devices.write_text(before, encoding="utf-8")
+    back, now = before, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    for name in lines:
+        back = back.replace(f"  - id: {name}\n", f'  - id: {name}\n    reinstated: "{now}"\n')
+    devices.write_text(back, encoding="utf-8")
     result = lab.play("site.yml", *ENROL)
     assert re.search(r"issued: .*\btemp-102\b", result.stdout)
     assert re.search(r"revoked: temp-999, vib-998\b", result.stdout)
