@@ -29,6 +29,7 @@ def _kid(tokens: Tokens) -> str:
     return str(tokens.tool("status")["signs_with"])
 
 
+@pytest.mark.full
 def test_keys_are_rotated_and_no_connection_fails(lab: Lab, tokens: Tokens) -> None:
     """All the while a device gets a token, goes to a gateway with it, and the next token to the other."""
     before, old = _kid(tokens), tokens.source("edge-2").get()
