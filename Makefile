@@ -50,7 +50,7 @@ demo-down: ## Take the demo away: hosts, network, processes, and the Docker engi
 .PHONY: test
 test: venv ## Run the linters and all suites, on a lab of their own.
 	@$(MAKE) --jobs=2 lint images
-	@$(BIN)/python -m pytest -n 3 -m "not full" $(IN_CONTAINERS)
+	@$(BIN)/python -m pytest -n 3 -m "not full" --durations=40 --durations-min=5 $(IN_CONTAINERS)
 
 .PHONY: test-full
 test-full: venv ## Run all of that, and the deployments that `make test` has no time for.

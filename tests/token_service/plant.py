@@ -172,12 +172,9 @@ class Plant:
 
     def secrets(self) -> dict[str, dict[str, str]]:
         """Return what the CA hands over."""
-        public = self.pump_key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
         return {
             "client_secrets": {device: secret_hash(secret) for device, secret in SECRETS.items()},
-            "public_keys": {"pump-1": public.decode()},
+            "public_keys": {"pump-1": pem_of(self.pump_key)},
             "revoked_serials": {},
         }
 
@@ -270,6 +267,12 @@ class Plant:
     def reason(self) -> str:
         """Return why the last request was refused."""
         return next((str(line["reason"]) for line in reversed(self.lines()) if "reason" in line), "nothing was refused")
+
+
+def pem_of(key: Any) -> str:
+    """Return the public part of a private key as the CA hands it over."""
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return str(key.public_key().public_bytes(serialization.Encoding.PEM, form).decode())
 
 
 def claims_of(response: TestResponse) -> dict[str, Any]:

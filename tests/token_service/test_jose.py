@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bednet.token_service import jose
+from tests.token_service.plant import pem_of
 
 # RFC 7515, A.3.1: the example of ES256.
 A3_KEY = {
@@ -121,3 +122,15 @@ def test_no_text_breaks_the_parser(text: str) -> None:
         return
     assert json.dumps(parsed.header)
     assert len(text) <= jose.LONGEST
+
+
+def test_keys_one_after_the_other_are_all_read() -> None:
+    made: list[Any] = [ec.generate_private_key(ec.SECP256R1()), ed25519.Ed25519PrivateKey.generate()]
+    found = jose.load_public_keys("".join(map(pem_of, made)))
+    assert [jose.public_jwk(key) for key in found] == [jose.public_jwk(key.public_key()) for key in made]
+
+
+@pytest.mark.parametrize("text", ["", "x", "{}x", "{}-----BEGIN PUBLIC KEY-----\n"])
+def test_keys_with_anything_else_between_are_refused(text: str) -> None:
+    with pytest.raises(jose.JoseError, match="no public key in PEM"):
+        jose.load_public_keys(text.format(pem_of(ec.generate_private_key(ec.SECP256R1()))))

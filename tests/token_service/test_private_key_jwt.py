@@ -18,6 +18,7 @@ from tests.token_service.plant import (
     SITE_AUDIENCE,
     START,
     claims_of,
+    pem_of,
     refused,
     thumbprint,
 )
@@ -291,8 +292,7 @@ def test_client_id_beside_the_assertion_must_be_the_same_section_4_2_of_rfc_7521
 )
 def test_every_kind_of_key_that_the_ca_certifies_works(plant: Plant, make: Callable[[], Any]) -> None:
     key = make()
-    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    plant.apply(public_keys={"pump-1": public.decode()})
+    plant.apply(public_keys={"pump-1": pem_of(key)})
     if isinstance(key, rsa.RSAPrivateKey):
         signed = f"{encoded({'alg': 'PS256'})}.{encoded(plant.claims())}"
         pss = padding.PSS(padding.MGF1(hashes.SHA256()), 32)
@@ -309,10 +309,36 @@ def test_every_kind_of_key_that_the_ca_certifies_works(plant: Plant, make: Calla
     assert "d" not in found["jwk"]
 
 
+def test_former_key_works_until_the_device_has_its_new_bundle(plant: Plant) -> None:
+    new = ec.generate_private_key(ec.SECP256R1())
+    former = plant.pump_key
+    plant.apply(public_keys={"pump-1": pem_of(new) + pem_of(former)})
+    for key in (former, new):
+        assert claims_of(plant.token_by_assertion(plant.assertion(key=key)))["cnf"] == {
+            "jwk": jose.public_jwk(key.public_key())
+        }
+    stranger = ec.generate_private_key(ec.SECP256R1())
+    refused(
+        plant, plant.token_by_assertion(plant.assertion(key=stranger)), "invalid_client", "assertion-signature", 401
+    )
+    plant.apply(public_keys={"pump-1": pem_of(new)})
+    refused(plant, plant.token_by_assertion(plant.assertion(key=former)), "invalid_client", "assertion-signature", 401)
+
+
+def test_former_key_may_be_of_another_kind(plant: Plant) -> None:
+    """The algorithm of neither key is taken for the other's."""
+    new, former = ed25519.Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP384R1())
+    plant.apply(public_keys={"pump-1": pem_of(new) + pem_of(former)})
+    for key in (former, new):
+        assert plant.token_by_assertion(plant.assertion(key=key)).status_code == 200
+    other = ec.generate_private_key(ec.SECP256R1())
+    refused(plant, plant.token_by_assertion(plant.assertion(key=other)), "invalid_client", "assertion-algorithm", 401)
+    forged = plant.assertion(key=ec.generate_private_key(ec.SECP384R1()))
+    refused(plant, plant.token_by_assertion(forged), "invalid_client", "assertion-signature", 401)
+
+
 def test_former_key_of_the_device_is_refused(plant: Plant) -> None:
-    new = ec.generate_private_key(ec.SECP256R1()).public_key()
-    text = new.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
-    plant.apply(public_keys={"pump-1": text})
+    plant.apply(public_keys={"pump-1": pem_of(ec.generate_private_key(ec.SECP256R1()))})
     refused(plant, plant.token_by_assertion(), "invalid_client", "assertion-signature", 401)
 
 

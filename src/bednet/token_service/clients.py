@@ -26,7 +26,7 @@ from bednet.token_service.refusal import Refusal
 from bednet.token_service.site import SecretHash
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from bednet.token_service.config import Config
     from bednet.token_service.database import Database
@@ -233,15 +233,26 @@ def _by_assertion(config: Config, database: Database, proof: Proof, now: int) ->
         raise Refusal("invalid_client", "revoked")
     if client.row["public_key"] is None:
         raise Refusal("invalid_client", "no-key-known")
-    key: PublicKey = jose.load_public_key(client.row["public_key"])
-    try:
-        jose.verify(parsed, key, ASSERTION_ALGORITHMS)
-    except jose.JoseError as exc:
-        raise Refusal("invalid_client", f"assertion-{exc.code}") from exc
+    key = _key_that_signed(parsed, jose.load_public_keys(client.row["public_key"]))
     exp, jti = check_assertion(config, parsed.claims, now)
     _use_once(database, client_id, jti, exp)
     client.jwk = jose.public_jwk(key)
     return client
+
+
+def _key_that_signed(parsed: jose.Parsed, keys: Sequence[PublicKey]) -> PublicKey:
+    """Find the device's key that an assertion was signed with: it has two while a new bundle is on its way."""
+    reasons = []
+    for key in keys:
+        try:
+            jose.verify(parsed, key, ASSERTION_ALGORITHMS)
+        except jose.JoseError as exc:
+            reasons.append(exc)
+        else:
+            return key
+    # Of a key that fits the algorithm the reason says more.
+    worst = next((exc for exc in reasons if exc.code == "signature"), reasons[0])
+    raise Refusal("invalid_client", f"assertion-{worst.code}") from worst
 
 
 def _time(claims: Json, name: str) -> int | float | None:

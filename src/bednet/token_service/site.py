@@ -143,8 +143,9 @@ class _Lines:
 def read(lines: Iterable[str], secrets: object, config: Config, name: str = "the compiled site") -> SiteData:
     """Read a compiled site, and the secrets that come with it.
 
-    :param secrets: ``client_secrets`` (hash by id), ``public_keys`` (PEM by id) and ``revoked_serials`` (reason by
-        hexadecimal number), which may be empty; and ``crl_number``, which may be left out.
+    :param secrets: ``client_secrets`` (hash by id), ``public_keys`` (PEM by id, of one key or more) and
+        ``revoked_serials`` (reason by hexadecimal number), which may be empty; and ``crl_number``, which may be left
+        out.
     :raises Refused: when anything is not as docs/token-service.md and docs/store.md say, or the site's own issuer is
         not that of the configuration.
     """
@@ -313,7 +314,7 @@ def _read_secrets(secrets: object) -> Json:
             raise Refused(f"the client secret of {device_id} {exc}. Cure: let bednet-ca make it") from None
     for device_id, pem in secrets["public_keys"].items():
         try:
-            jose.load_public_key(pem)
+            jose.load_public_keys(pem)
         except jose.JoseError as exc:
             raise Refused(f"the public key of {device_id}: {exc}. Cure: let bednet-ca hand it over") from None
     serials: dict[str, str] = {}
