@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import signal
 import sys
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bednet.client import METHODS
 from bednet.errors import BednetError, SiteError
 from bednet.site import load_site
 from load import report as reports
@@ -28,7 +30,7 @@ from load.describe import Described, describe
 from load.identities import CHECKOUT, STATE, Identities, leftovers, read_pending, take_back
 from load.observe import Observer, restart
 from load.plan import CERTIFICATE, PASSWORD, PSK, TOKEN, WAYS, Gateway, Plan, PlanError
-from load.planning import choose, make_plan, playable, reaches, way_of
+from load.planning import BEARER, choose, is_bound, make_plan, playable, reaches, way_of
 from load.profiles import PROFILES, Profile
 from load.remote import ask, deal
 from load.run import run
@@ -80,6 +82,18 @@ def parser(prog: str = PROG, *, lab: bool = False) -> argparse.ArgumentParser:
         choices=WAYS,
         metavar="WAY",
         help=f"how test identities come in: {', '.join(WAYS)} (default: as the devices that they are copies of)",
+    )
+    made.add_argument(
+        "--token-method",
+        choices=METHODS,
+        metavar="METHOD",
+        help=f"with tokens: how test identities prove themselves to the token service: {', '.join(METHODS)} "
+        f"(default: as the devices that they are copies of, and {METHODS[0]} where those have no tokens)",
+    )
+    made.add_argument(
+        "--websockets",
+        action="store_true",
+        help="devices with passwords, and all test identities are such then, speak MQTT over WebSockets",
     )
     made.add_argument("--generators", type=_whole, metavar="N", help="how many processes load (default: 1)")
     made.add_argument(
@@ -148,7 +162,11 @@ def parse(arguments: Sequence[str] | None = None, prog: str = PROG, *, lab: bool
     wanted = PROFILES[parsed.profile].authentication
     if wanted and parsed.authentication not in (None, wanted):
         made.error(f"--profile {parsed.profile} is for devices that come in by {wanted}.")
-    parsed.authentication = parsed.authentication or wanted or None
+    parsed.authentication = parsed.authentication or wanted or (PASSWORD if parsed.websockets else None)
+    if parsed.websockets and parsed.authentication != PASSWORD:
+        made.error("--websockets is for devices that come in by password.")
+    if parsed.token_method and (parsed.authentication != TOKEN or parsed.bundles):
+        made.error("--token-method goes with --authentication token, and with test identities.")
     if parsed.restart_broker and not PROFILES[parsed.profile].cut_at:
         made.error("--restart-broker goes with --profile reconnect-storm.")
     if lab and parsed.gateway_cpu is not None and not SMALLEST_CPU <= parsed.gateway_cpu <= 100:  # noqa: PLR2004
@@ -196,7 +214,7 @@ def _load(parsed: argparse.Namespace, notes: Sequence[str]) -> int:
         pending.unlink(missing_ok=True)
     _say(f"Asking {parsed.site} about its gateways")
     described = describe(parsed.site)
-    gateway = described.gateway(parsed.gateway)
+    gateway = chosen(described, parsed.gateway, websockets=parsed.websockets)
     shares = _deal(parsed, described) if parsed.remote else ()
     with ExitStack() as stack:
         if parsed.bundles:
@@ -206,7 +224,7 @@ def _load(parsed: argparse.Namespace, notes: Sequence[str]) -> int:
                 if (way := way_of(device, parsed.authentication)) is not None
                 and device.revoked is None
                 and reaches(device, gateway, way)
-                and _complete(parsed.bundles / device.id, way)
+                and _complete(parsed.bundles / device.id, way, bound=is_bound(device))
             }
             bundles = dict(list(bundles.items())[: parsed.devices or len(bundles)])
             if not bundles:
@@ -219,13 +237,28 @@ def _load(parsed: argparse.Namespace, notes: Sequence[str]) -> int:
         else:
             templates = choose(site, profile.devices, gateway, way=parsed.authentication)
             _say(f"Making {len(templates)} test identities, good for a day; they are taken back after the run")
-            _check_way(parsed.authentication, gateway, described)
-            made = stack.enter_context(Identities(parsed.site, templates, described, way=parsed.authentication))
+            _check_way(parsed.authentication, gateway, described, method=parsed.token_method)
+            made = stack.enter_context(
+                Identities(*(parsed.site, templates, described), way=parsed.authentication, method=parsed.token_method)
+            )
             bundles, played = made.bundles, load_site(made.site)
             identities = f"{len(bundles)} test identities were made for the run and taken back after it."
         notes = (*notes, *_left_out(site, gateway, parsed.authentication))
         job = _Job(parsed, profile, thresholds, played, gateway, bundles, described, identities, folder, notes, shares)
         return job.search() if parsed.search else job.once()
+
+
+def chosen(described: Described, name: str | None, *, websockets: bool) -> Gateway:
+    """Return the gateway to load.
+
+    :raises PlanError: when there is none of that name, or it does not speak what it shall.
+    """
+    gateway = replace(described.gateway(name), websockets=websockets)
+    if websockets and gateway.websockets_port is None:
+        raise PlanError(
+            f"{gateway.name} has no listener for WebSockets. Cure: set mosquitto_websockets_port, run site.yml."
+        )
+    return gateway
 
 
 def _deal(parsed: argparse.Namespace, described: Described) -> tuple[Share, ...]:
@@ -241,7 +274,7 @@ def _deal(parsed: argparse.Namespace, described: Described) -> tuple[Share, ...]
     return deal(hosts, [parsed.generators or processes for processes in found])
 
 
-def _check_way(way: str | None, gateway: Gateway, described: Described) -> None:
+def _check_way(way: str | None, gateway: Gateway, described: Described, *, method: str | None = None) -> None:
     """Refuse a way in that the gateway does not have, before anything is made.
 
     :raises PlanError: when it has not.
@@ -252,18 +285,22 @@ def _check_way(way: str | None, gateway: Gateway, described: Described) -> None:
         )
     if way == TOKEN and described.token_address is None:
         raise PlanError("The inventory has no group token_service. Cure: see docs/tokens.md, or choose another way.")
+    if way == TOKEN and method == BEARER and gateway.password_port is None:
+        raise PlanError(
+            f"{gateway.name} has no listener for tokens by {method}. Cure: set mosquitto_password_port, run site.yml."
+        )
     if way is not None and gateway.port(way) is None:
         raise PlanError(
             f"{gateway.name} has no listener for --authentication {way}. Cure: set mosquitto_{way}_port, run site.yml."
         )
 
 
-def _complete(bundle: Path, way: str) -> bool:
+def _complete(bundle: Path, way: str, *, bound: bool) -> bool:
     needed = {
         CERTIFICATE: ("certificate.pem", "key.pem"),
         PASSWORD: ("password",),
         PSK: ("psk",),
-        TOKEN: ("client.json", "certificate.pem", "key.pem"),
+        TOKEN: ("client.json", *(("certificate.pem", "key.pem") if bound else ("client_secret",))),
     }[way]
     return all((bundle / name).exists() for name in (*needed, "ca.pem"))
 
@@ -297,17 +334,22 @@ class _Job:
     notes: Sequence[str]
     shares: Sequence[Share]
 
-    def _plan(self, profile: Profile) -> Plan:
+    def _plan(self, profile: Profile, processes: int) -> Plan:
         return make_plan(
             *(self.site, self.gateway, self.parsed.profile, profile, self.bundles),
             way=self.parsed.authentication,
             restart=bool(self.parsed.restart_broker),
             token_address=self.described.token_address or "",
-            generators=sum(len(share.shares) for share in self.shares) or self.parsed.generators or 1,
+            generators=processes,
         )
 
-    def _run(self, profile: Profile) -> reports.Report:
-        plan = self._plan(profile)
+    @property
+    def _processes(self) -> int:
+        """How many processes generate load, unless a search takes more."""
+        return sum(len(share.shares) for share in self.shares) or self.parsed.generators or 1
+
+    def _run(self, profile: Profile, processes: int) -> reports.Report:
+        plan = self._plan(profile, processes)
         _say(
             f"Profile {plan.profile}: {plan.devices} devices on {plan.gateway.name}, {plan.offered_per_s:.0f} "
             f"messages/s in, {plan.delivered_per_s:.0f}/s out, for {plan.warmup_s + plan.duration_s:.0f} s"
@@ -316,7 +358,9 @@ class _Job:
         notes = list(self.notes)
         if plan.restart:
             _say(f"The broker on {plan.gateway.name} will be RESTARTED in this run, with all its clients, yours too")
-        elif plan.cut_at_s:
+        if plan.gateway.websockets:
+            notes.append("Devices with passwords spoke MQTT over WebSockets.")
+        if plan.cut_at_s and not plan.restart:
             notes.append("The test devices cut their connections themselves; the broker was not restarted.")
         observer = Observer(shell, follow=plan.restart)
         return run(
@@ -331,14 +375,17 @@ class _Job:
         )
 
     def once(self) -> int:
-        report = self._run(self.profile)
+        report = self._run(self.profile, self._processes)
         sys.stdout.write(reports.summary(report) + "\n")
         page, data = reports.write(report, self.folder)
         sys.stdout.write(f"Report: {page}\n        {data}\n")
         return EXIT[report.judgement.verdict]
 
     def search(self) -> int:
-        found = search(self.profile, self._run, say=_say)
+        least = self._processes
+        # Who says how many there shall be, gets as many.
+        most = least if self.shares or self.parsed.generators else max(least, os.cpu_count() or 1)
+        found = search(self.profile, self._run, say=_say, processes=range(least, most + 1))
         sys.stdout.write(found.summary() + "\n")
         for page in found.write(self.folder):
             sys.stdout.write(f"Report: {page}\n")

@@ -29,6 +29,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from bednet.client import LEAST_SECONDS, TokenError, oauthbearer
 from load.tls import ConnectError, Transport
+from load.websocket import WebSocket
 
 if TYPE_CHECKING:
     import ssl
@@ -86,6 +87,7 @@ class Login:
     :ivar clean: begin a new session; otherwise take up the old one, which the gateway keeps for an hour.
     :ivar inflight: how many of its QoS 1 and 2 messages may be under way at once.
     :ivar queue: how many more it keeps for a gateway that is slow; then it drops, and counts that.
+    :ivar websockets: speak MQTT over WebSockets.
     """
 
     id: str
@@ -101,6 +103,7 @@ class Login:
     inflight: int = 20
     queue: int = 10_000
     deadline_s: float = 30.0
+    websockets: bool = False
 
 
 def _token(source: TokenSource) -> Token:
@@ -132,7 +135,8 @@ class _Client(paho.Client):
     def _create_socket(self) -> Any:
         # paho connects to the name that it checks the certificate against; gateways are often reached by address.
         login = self.login
-        self.wire = Transport(login.address, login.port, login.server_name, login.context, login.deadline_s)
+        kind = WebSocket if login.websockets else Transport
+        self.wire = kind(login.address, login.port, login.server_name, login.context, login.deadline_s)
         return self.wire
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 SHELL = ("sudo", "-n", "sh", "-s", "--")
-PORTS = ("mtls_port", "password_port", "psk_port")
+PORTS = ("mtls_port", "password_port", "psk_port", "websockets_port")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from gevent.event import Event
 from bednet.client import TokenSource
 from load import measure
 from load.client import MQTT_5, ConnectError, Connection, Login
-from load.plan import CERTIFICATE, COMMANDS, JUDGED, PSK, SLOW, TOKEN, TRESPASS
+from load.plan import CERTIFICATE, COMMANDS, JUDGED, PASSWORD, PSK, SLOW, TOKEN, TRESPASS
 from load.tally import Tally
 from load.tls import client_context, psk_context
 
@@ -221,7 +221,10 @@ class Generator:
         if player.authentication == CERTIFICATE:
             context = client_context(ca, bundle / "certificate.pem", bundle / "key.pem")
         elif player.authentication == TOKEN:
-            context = client_context(ca, bundle / "certificate.pem", bundle / "key.pem")
+            if player.bound:
+                context = client_context(ca, bundle / "certificate.pem", bundle / "key.pem")
+            else:
+                self._shared = context = self._shared or client_context(ca)
             try:
                 source = TokenSource.of_bundle(bundle, address=self.plan.token_address or None)
             except (OSError, ValueError) as exc:
@@ -235,7 +238,7 @@ class Generator:
         else:
             self._shared = context = self._shared or client_context(ca)
             password = _secret(bundle / "password")
-        port = gateway.port(player.authentication)
+        port = gateway.port(player.authentication, bound=player.bound)
         assert port is not None
         return Login(
             player.id,
@@ -247,6 +250,7 @@ class Generator:
             source,
             player.protocol if player.clean else MQTT_5,
             player.clean,
+            websockets=gateway.websockets and player.authentication == PASSWORD,
         )
 
     def padding(self, stream: Stream) -> bytes:

@@ -35,11 +35,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from bednet.client import METHODS
 from bednet.errors import BednetError, SiteError
 from bednet.site import load_site
 from bednet.yamlfile import load
 from load.plan import CERTIFICATE, TOKEN
-from load.planning import way_of
+from load.planning import BEARER, way_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -88,6 +89,7 @@ def make_site(
     now: datetime,
     until: bool,
     way: str | None = None,
+    method: str | None = None,
 ) -> list[str]:
     """Write a site's files into a folder, with the run's devices added; return their ids, the watcher's last.
 
@@ -95,7 +97,8 @@ def make_site(
     revoked.
 
     :param templates: which device of the site each is a copy of.
-    :param way: how they come in; None is as their models do.
+    :param way: how they come in; None is as their models do. :param method: likewise how those with tokens prove
+        themselves to the token service.
     :param until: whether access may be given an end (only bednet's plugin knows how to keep it).
     :raises IdentitiesError: when the copy does not list the site's devices and the run's, and no others.
     :raises SiteError: when anything in the site's files is wrong.
@@ -123,7 +126,9 @@ def make_site(
         if like.attributes:
             entry["attributes"] = dict(like.attributes)
         entry["authentication"] = [way or way_of(like)]
-        if entry["authentication"] in ([CERTIFICATE], [TOKEN]):
+        if entry["authentication"] == [TOKEN]:
+            entry["token_authentication"] = method or like.token_authentication or METHODS[0]
+        if entry["authentication"] == [CERTIFICATE] or entry.get("token_authentication", BEARER) != BEARER:
             entry["enrolment"] = "csr"
         added.append(entry)
     # One more, who hears what the broker tells of itself.
@@ -237,13 +242,21 @@ class Identities:
     :ivar site: the folder with the site's files and the run's devices in them.
     """
 
-    def __init__(self, site: Path, templates: Sequence[str], described: Described, *, way: str | None = None) -> None:
+    def __init__(
+        self,
+        site: Path,
+        templates: Sequence[str],
+        described: Described,
+        *,
+        way: str | None = None,
+        method: str | None = None,
+    ) -> None:
         self.source = site.resolve()
         self.run = secrets.token_hex(3)
         self.ids: list[str] = []
         self.bundles: dict[str, Path] = {}
         self._templates = list(templates)
-        self._way = way
+        self._way, self._method = way, method
         self._described = described
         self._folder = Path(tempfile.mkdtemp(prefix="bednet-load-"))
         self.site = self._folder / "site"
@@ -267,7 +280,11 @@ class Identities:
     def _make(self) -> None:
         until = self._described.access_control == "plugin"
         self.ids = make_site(
-            *(self.source, self.site, self.run, self._templates), now=datetime.now(UTC), until=until, way=self._way
+            *(self.source, self.site, self.run, self._templates),
+            now=datetime.now(UTC),
+            until=until,
+            way=self._way,
+            method=self._method,
         )
         bundles = self._folder / "bundles"
         bundles.mkdir(mode=0o700)

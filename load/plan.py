@@ -16,7 +16,7 @@ from bednet.errors import BednetError
 if TYPE_CHECKING:
     from pathlib import Path
 
-VERSION = 2
+VERSION = 3
 CERTIFICATE, PASSWORD, PSK, TOKEN = "certificate", "password", "psk", "token"
 #: How devices can come in; one that has several ways takes the first of these.
 WAYS = (CERTIFICATE, PASSWORD, PSK, TOKEN)
@@ -35,7 +35,10 @@ class PlanError(BednetError):
 
 @dataclass(frozen=True)
 class Gateway:
-    """The gateway under load, as the site describes it."""
+    """The gateway under load, as the site describes it.
+
+    :ivar websockets: whether devices with passwords speak MQTT over WebSockets in this run.
+    """
 
     name: str
     address: str
@@ -43,15 +46,19 @@ class Gateway:
     mtls_port: int
     password_port: int | None
     psk_port: int | None = None
+    websockets_port: int | None = None
+    websockets: bool = False
 
-    def port(self, way: str) -> int | None:
-        """Return where devices come in that way; None where they cannot."""
+    def port(self, way: str, *, bound: bool = True) -> int | None:
+        """Return where devices come in that way; None where they cannot.
+
+        :param bound: with tokens that are bound to a certificate, which is shown as well.
+        """
         return {
             CERTIFICATE: self.mtls_port,
-            PASSWORD: self.password_port,
+            PASSWORD: self.websockets_port if self.websockets else self.password_port,
             PSK: self.psk_port,
-            # Test devices show the certificate that their tokens are bound to.
-            TOKEN: self.mtls_port,
+            TOKEN: self.mtls_port if bound else self.password_port,
         }[way]
 
 
@@ -86,6 +93,7 @@ class Player:
     :ivar connect_at_s: when it connects, after the beginning of the run.
     :ivar subscribe: topic filters, each with its QoS.
     :ivar slow_s: how long it does not read, in each period of twice that; 0 for a good reader.
+    :ivar bound: whether its tokens, if it comes in by one, are bound to a certificate.
     """
 
     id: str
@@ -97,6 +105,7 @@ class Player:
     subscribe: tuple[tuple[str, int], ...]
     streams: tuple[Stream, ...]
     slow_s: float = 0.0
+    bound: bool = True
 
 
 @dataclass(frozen=True)

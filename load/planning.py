@@ -36,12 +36,15 @@ from load.plan import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from load.profiles import Profile
 
-PACE = "publish_every_s"
+#: What a device's attributes may say of its telemetry, in place of the profile.
+PACE, QOS, BYTES = "publish_every_s", "publish_qos", "publish_bytes"
+#: The way to prove itself to the token service by which a device's tokens are bound to nothing.
+BEARER = "client_secret_basic"
 #: What stands for the `#` of a rule when a device answers a command, and when it is sent one.
 ANSWER, COMMAND = "answer", "load"
 CONNECT_DEADLINE_S = 20.0
@@ -156,7 +159,12 @@ def reaches(device: Device, gateway: Gateway, way: str | None = None) -> bool:
     :param way: how its copy comes in, whatever its own way is.
     """
     taken = way or way_of(device)
-    return taken is not None and gateway.port(taken) is not None
+    return taken is not None and gateway.port(taken, bound=is_bound(device)) is not None
+
+
+def is_bound(device: Device) -> bool:
+    """Say whether a device's tokens, if it comes in by one, are bound to its certificate."""
+    return device.token_authentication != BEARER
 
 
 def choose(site: Site, count: int, gateway: Gateway | None = None, *, way: str | None = None) -> list[str]:
@@ -227,10 +235,10 @@ def make_plan(
         taken = way_of(device, way) or way_of(device) if device.revoked is None else None
         if taken is None:
             raise PlanError(f"Device `{device.id}` comes in by none of {', '.join(WAYS)}. Cure: leave it out.")
-        if gateway.port(taken) is None:
+        if not reaches(device, gateway, taken):
             raise PlanError(
                 f"Device `{device.id}` comes in by {taken}, and {gateway.name} has no listener for that. Cure: give it "
-                f"one (mosquitto_{taken}_port), or choose another way (--authentication)."
+                "one (mosquitto_password_port, mosquitto_psk_port), or choose another way (--authentication)."
             )
         players.append(
             Player(
@@ -246,6 +254,7 @@ def make_plan(
                 ),
                 tuple(draft.with_audience(stream, slow) for stream in draft.streams[device.id]),
                 profile.slow_s if device.id in slow else 0.0,
+                is_bound(device),
             )
         )
     plan = Plan(
@@ -275,6 +284,22 @@ def _trespasses(streams: Iterable[Stream]) -> bool:
     return any(stream.kind == TRESPASS for stream in streams)
 
 
+def _own(device: Device, name: str, otherwise: float, wanted: str, good: Callable[[float], bool]) -> float:
+    """Return what a device's attributes say of its telemetry, or else what the profile does.
+
+    :raises PlanError: when that makes no sense.
+    """
+    if name not in device.attributes:
+        return otherwise
+    value = device.attributes[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not good(value):
+        raise PlanError(
+            f"{device.places.get(f'attributes/{name}', device.place)}: `{name}` of '{device.id}' is {value!r}. "
+            f"Cure: write {wanted}."
+        )
+    return value
+
+
 class _Draft:
     """A plan while it is made."""
 
@@ -286,11 +311,13 @@ class _Draft:
         self.streams: dict[str, list[Stream]] = defaultdict(list)
         self._count = 0
 
-    def _add(self, device: str, kind: str, topic: str, every_s: float, *, qos: int | None = None) -> Stream:
+    def _add(
+        self, device: str, kind: str, topic: str, every_s: float, *, qos: int | None = None, payload: int | None = None
+    ) -> Stream:
         self._count += 1
         # Offsets that never bunch, however many there are.
         offset = (self._count * _GOLDEN % 1) * every_s
-        size = max(self.profile.payload_bytes, HEAD_BYTES)
+        size = max(self.profile.payload_bytes if payload is None else payload, HEAD_BYTES)
         stream = Stream(
             self._count, kind, topic, self.profile.qos if qos is None else qos, size, round(every_s, 6), offset
         )
@@ -299,14 +326,14 @@ class _Draft:
 
     def telemetry(self) -> None:
         for device in self.devices:
-            pace = device.attributes.get(PACE, self.profile.every_s)
-            if isinstance(pace, bool) or not isinstance(pace, int | float) or pace <= 0:
-                raise PlanError(
-                    f"{device.places.get(f'attributes/{PACE}', device.place)}: `{PACE}` of '{device.id}' is {pace!r}. "
-                    "Cure: write a number of seconds above 0."
-                )
+            pace = _own(device, PACE, self.profile.every_s, "a number of seconds above 0", lambda value: value > 0)
+            qos = _own(device, QOS, self.profile.qos, "0, 1 or 2", lambda value: value in (0, 1, 2))
+            size = _own(
+                *(device, BYTES, self.profile.payload_bytes, f"a whole number, {HEAD_BYTES} or more"),
+                lambda value: value >= HEAD_BYTES and value == int(value),
+            )
             for topic in telemetry_topics(self.site, device):
-                self._add(device.id, TELEMETRY, topic, float(pace))
+                self._add(device.id, TELEMETRY, topic, float(pace), qos=int(qos), payload=int(size))
 
     def commands(self) -> None:
         """Let each device be commanded by one who may, the work being dealt out among them."""

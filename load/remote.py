@@ -42,7 +42,7 @@ PACKAGE = ("__init__.py", "client.py", "errors.py", "psk.py")
 ROOM_S = 30.0
 # Below the ports that Linux gives out by itself, above those of well-known services.
 _PORTS = range(20000, 32000)
-CREDENTIALS = ("ca.pem", "certificate.pem", "client.json", "key.pem", "password", "psk")
+CREDENTIALS = ("ca.pem", "certificate.pem", "client.json", "client_secret", "key.pem", "password", "psk")
 
 # Run on the host by the unit. The archive's length stands before it, as standard input goes on.
 _UNPACK = """\

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from load import report as reports
-from load.slo import Status, Verdict
+from load.slo import GENERATOR_CPU_PERCENT, Status, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 #: The search ends when the highest load that held and the lowest that did not are this near.
 NEAR = 1.2
-MOST_RUNS = 14
+MOST_RUNS = 18
+#: So often a run is made whose end says nothing about the gateway.
+TRIES = 3
+CPU = "broker_cpu_percent"
+UNSEEN = "none that was seen on the broker"
 #: A broker that uses so much of what it may use is at its limit.
 BUSY_PERCENT = 75.0
 
@@ -48,13 +52,15 @@ class Found:
         """Whether the limit was found, and is the gateway's."""
         if self.held is None:
             return self.broke.judgement.verdict if self.broke else Verdict.INCONCLUSIVE
-        if self.broke is None or self.broke.judgement.verdict is not Verdict.FAILED:
+        if self.broke is None or not (self.broke.judgement.verdict is Verdict.FAILED or is_gateways(self.broke)):
             return Verdict.INCONCLUSIVE
         return Verdict.PASSED
 
     def sentence(self) -> str:
         """Say what the gateway holds."""
         if self.held is None:
+            if self.broke is not None and self.broke.judgement.generator_limited and not is_gateways(self.broke):
+                return "The GENERATOR was too slow for the profile's own load: nothing is known about the gateway."
             return "Not even the profile's own load passed; search from a smaller one (--devices, --every)."
         plan = self.held.plan
         holds = (
@@ -66,8 +72,13 @@ class Found:
             holds += f", with {100 * seen.cores:.0f} % of a core for its broker"
         if self.broke is None:
             return f"At least: {holds}. Its limit was not found in {len(self.steps)} runs."
-        if self.broke.judgement.verdict is Verdict.FAILED:
-            first = reports.broke_first(self.broke) or self.broke.judgement.reasons[0].rstrip(".")
+        if self.verdict is Verdict.PASSED:
+            reasons = self.broke.judgement.reasons
+            if self.broke.judgement.generator_limited:
+                # By the CPU alone: what else it missed may be the generator's.
+                first = next(reason for reason in reasons if reason.startswith(CPU)).rstrip(".")
+            else:
+                first = reports.broke_first(self.broke) or reasons[0].rstrip(".")
             met = limit(self.broke)
             return f"{holds}. Its limit is {met}. At {self.broke.plan.offered_per_s:.0f}/s in, first: {first}."
         if self.broke.judgement.generator_limited:
@@ -112,12 +123,12 @@ class Found:
 def limit(report: Report) -> str:
     """Say whose limit a run met that did not pass."""
     seen = report.observation
-    if report.judgement.generator_limited:
+    if report.judgement.generator_limited and not is_gateways(report):
         return "the GENERATOR's, and not the gateway's"
     if seen is not None and seen.died:
         return "that the broker died"
     cpu = seen.cpu_percent if seen is not None else None
-    if seen is not None and cpu is not None and cpu >= BUSY_PERCENT:
+    if seen is not None and cpu is not None and (cpu >= BUSY_PERCENT or _is_cpu_broken(report)):
         of = "the core" if seen.cores == 1 else f"the {100 * seen.cores:.0f} % of a core"
         return f"the broker's CPU ({cpu:.0f} % of {of} that it may use)"
     dropped = _dropped(report)
@@ -127,7 +138,7 @@ def limit(report: Report) -> str:
             "(mosquitto_max_queued_messages, mosquitto_max_inflight_messages)"
         )
     broken = ", ".join(item.threshold.figure for item in report.judgement.findings if item.status is Status.BROKEN)
-    return f"none that was seen on the broker ({broken or 'the run did not come to its end'}): look at the network"
+    return f"{UNSEEN} ({broken or 'the run did not come to its end'}): look at the network"
 
 
 def _dropped(report: Report) -> int:
@@ -137,23 +148,34 @@ def _dropped(report: Report) -> int:
     return max(0, int(after) - int(before)) if before.isdigit() and after.isdigit() else 0
 
 
-def search(profile: Profile, attempt: Callable[[Profile], Report], *, say: Callable[[str], None]) -> Found:
+def search(
+    profile: Profile, attempt: Callable[[Profile, int], Report], *, say: Callable[[str], None], processes: range
+) -> Found:
     """Raise the pace until a run does not pass, then narrow the limit down.
 
-    :param attempt: runs a profile.
+    Machines are busy for moments, so a run that failed for nothing that was seen on the broker, or in which the
+    generator was too slow, is made again. One that passes passed: noise only takes.
+
+    :param attempt: runs a profile with so many processes of the generator.
     :param say: told how it goes.
+    :param processes: how many there may be: the least at first, one more when one has filled its core.
     """
     steps: list[tuple[float, Report]] = []
     held: tuple[float, Report] | None = None
     broke: tuple[float, Report] | None = None
-    factor = 1.0
+    factor, count = 1.0, processes.start
     while len(steps) < MOST_RUNS:
-        report = attempt(_faster(profile, factor))
-        if report.judgement.generator_limited and not report.interrupted:
-            say(f"{factor:.2f} times the load: the generator was too slow; once more")
+        for left in reversed(range(TRIES)):
+            report = attempt(_faster(profile, factor), count)
             steps.append((factor, report))
-            report = attempt(_faster(profile, factor))
-        steps.append((factor, report))
+            if report.interrupted or report.judgement.verdict is Verdict.PASSED or is_gateways(report):
+                break
+            if is_filled(report) and count + 1 in processes:
+                count += 1
+            if left and len(steps) < MOST_RUNS:
+                say(f"{factor:.2f} times the load: {_why(report)}; once more")
+            else:
+                break
         say(f"{factor:.2f} times the load: {report.judgement.verdict.value}")
         if report.judgement.verdict is Verdict.PASSED:
             held = (factor, report)
@@ -168,6 +190,31 @@ def search(profile: Profile, attempt: Callable[[Profile], Report], *, say: Calla
         else:
             factor = (broke[0] * held[0]) ** 0.5
     return Found(tuple(steps), held[1] if held else None, broke[1] if broke else None)
+
+
+def is_gateways(report: Report) -> bool:
+    """Say whether a run met a limit that was seen on the gateway.
+
+    A broker that uses too much CPU does so however late the generator is: that could only spare it work.
+    """
+    if report.judgement.generator_limited:
+        return _is_cpu_broken(report)
+    return report.judgement.verdict is Verdict.FAILED and not limit(report).startswith(UNSEEN)
+
+
+def _is_cpu_broken(report: Report) -> bool:
+    return any(item.threshold.figure == CPU and item.status is Status.BROKEN for item in report.judgement.findings)
+
+
+def is_filled(report: Report) -> bool:
+    """Say whether a process of the generator filled its core."""
+    return 100 * report.tally.busiest > GENERATOR_CPU_PERCENT
+
+
+def _why(report: Report) -> str:
+    if report.judgement.generator_limited:
+        return "the generator was too slow" + (", for it filled its core" if is_filled(report) else "")
+    return "nothing was seen on the broker that would explain why it failed"
 
 
 def _faster(profile: Profile, factor: float) -> Profile:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Never blocks: with a deadline of 0, gevent's own would only cost time.
 _RawSocket = monkey.get_original("socket", "socket")
-_READ, _WRITE = 1, 2
+READ, WRITE = 1, 2
 _PIECE_BYTES = 65536
 
 
@@ -128,7 +128,7 @@ class Transport:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
                 self._flush_handshake(until)
-                self._wait(_READ, until)
+                self._wait(READ, until)
                 try:
                     piece = self._socket.recv(_PIECE_BYTES)
                 except BlockingIOError:
@@ -151,7 +151,7 @@ class Transport:
         self._unsent += self._outgoing.read()
         try:
             while not self._flush():
-                self._wait(_WRITE, until)
+                self._wait(WRITE, until)
         except OSError as exc:
             raise ConnectError(f"TLS handshake: {exc.strerror}") from exc
 

@@ -20,8 +20,9 @@ from bednet.policy import Access
 from bednet.site import Site, decide, load_site
 from load import identities, lab, observe, search
 from load import report as reports
-from load.__main__ import main
-from load.plan import Gateway
+from load.__main__ import chosen, main
+from load.describe import Described
+from load.plan import Gateway, PlanError
 from load.planning import make_plan
 from load.profiles import PROFILES, Profile
 from load.report import Report, ReportError
@@ -79,6 +80,29 @@ def test_load_devices_come_in_as_they_are_told(tmp_path: Path) -> None:
     assert {site.devices[name].authentication for name in names} == {("psk",)}
     assert {site.devices[name].enrolment for name in names} == {"bundle"}
     assert site.devices[watcher].authentication == ("certificate",)
+
+
+@pytest.mark.parametrize(
+    ("method", "methods"),
+    [
+        (None, ["tls_client_auth", "client_secret_basic", "private_key_jwt", "tls_client_auth"]),
+        ("private_key_jwt", ["private_key_jwt"] * 4),
+        ("client_secret_basic", ["client_secret_basic"] * 4),
+    ],
+)
+def test_load_devices_get_tokens_as_their_models_do_or_as_they_are_told(
+    tmp_path: Path, method: str | None, methods: list[str]
+) -> None:
+    templates = ["edge-1", "edge-2", "edge-3", "temp-101"]
+    *names, _ = identities.make_site(
+        EXAMPLE, tmp_path / "site", "abc123", templates, now=NOW, until=True, way="token", method=method
+    )
+    made = [load_site(tmp_path / "site").devices[name] for name in names]
+    assert [device.token_authentication for device in made] == methods
+    # Who proves itself with a key has made it here; a secret is made by the CA.
+    assert [device.enrolment for device in made] == [
+        "bundle" if method == "client_secret_basic" else "csr" for method in methods
+    ]
 
 
 def test_load_devices_come_in_as_their_models_do(made: list[str], tmp_path: Path) -> None:
@@ -346,7 +370,7 @@ def attempts(example: Site, limit: float, verdict: Verdict) -> tuple[list[float]
     """Search against a gateway that holds so many times the profile's load."""
     tried: list[float] = []
 
-    def attempt(profile: Profile) -> Report:
+    def attempt(profile: Profile, _: int) -> Report:
         factor = 1 / profile.every_s
         tried.append(factor)
         held = factor <= limit
@@ -359,7 +383,7 @@ def attempts(example: Site, limit: float, verdict: Verdict) -> tuple[list[float]
         )
         return replace(made, judgement=judgement)
 
-    return tried, search.search(Profile("", every_s=1.0), attempt, say=lambda _: None)
+    return tried, search.search(Profile("", every_s=1.0), attempt, say=lambda _: None, processes=range(1, 2))
 
 
 def test_a_search_finds_the_knee(example: Site) -> None:
@@ -393,7 +417,7 @@ def test_a_search_tries_once_more_where_the_generator_was_too_slow(example: Site
     """A machine that was busy for a moment ends no search."""
     tried: list[float] = []
 
-    def attempt(profile: Profile) -> Report:
+    def attempt(profile: Profile, _: int) -> Report:
         factor = 1 / profile.every_s
         tried.append(factor)
         made = report(example)
@@ -405,9 +429,73 @@ def test_a_search_tries_once_more_where_the_generator_was_too_slow(example: Site
             return replace(made, judgement=limited)
         return made
 
-    found = search.search(Profile("", every_s=1.0), attempt, say=lambda _: None)
+    found = search.search(Profile("", every_s=1.0), attempt, say=lambda _: None, processes=range(1, 2))
     assert tried[:4] == [1, 2, 2, 4]
     assert found.verdict is Verdict.PASSED
+
+
+def test_a_search_believes_a_failure_that_has_no_cause_only_when_it_comes_again(example: Site) -> None:
+    tried: list[float] = []
+
+    def attempt(profile: Profile, _: int) -> Report:
+        factor = 1 / profile.every_s
+        tried.append(factor)
+        made = report(example)
+        # A machine that was busy for a moment at 2, and the gateway's limit at 4.
+        failed = replace(made.judgement, verdict=Verdict.FAILED, reasons=("latency_p99_ms is 900.",))
+        if factor == 2 and tried.count(2) == 1:
+            return replace(made, judgement=failed)
+        if factor >= 4:
+            busy = replace(watched(), samples=tuple(replace(s, cpu_percent=90.0) for s in watched().samples))
+            return replace(made, judgement=failed, observation=busy)
+        return made
+
+    found = search.search(Profile("", every_s=1.0), attempt, say=lambda _: None, processes=range(1, 2))
+    # What the broker's CPU explains is believed at once.
+    assert tried[:5] == [1, 2, 2, 4, pytest.approx(8**0.5)]
+    assert found.verdict is Verdict.PASSED
+    assert "Its limit is the broker's CPU" in found.sentence()
+
+
+def test_a_broker_at_its_limit_is_told_though_the_generator_was_late(example: Site) -> None:
+    busy = replace(watched(), samples=tuple(replace(s, cpu_percent=90.0) for s in watched().samples))
+
+    def attempt(profile: Profile, _: int) -> Report:
+        if profile.every_s == 1:
+            return report(example)
+        tally = good()
+        for _count in range(200):
+            tally.lag.add(90_000_000)
+        judgement = judge((*KEPT, Threshold("broker_cpu_percent", False, 80)), tally, busy, complete=True)
+        assert judgement.verdict is Verdict.INCONCLUSIVE
+        return replace(report(example), tally=tally, observation=busy, judgement=judgement)
+
+    found = search.search(Profile("", every_s=1.0), attempt, say=lambda _: None, processes=range(1, 2))
+    assert found.verdict is Verdict.PASSED
+    assert "Its limit is the broker's CPU (90 % of the core that it may use)" in found.sentence()
+    assert "first: broker_cpu_percent is 90 %" in found.sentence()
+    assert "GENERATOR" not in found.sentence()
+
+
+def test_a_search_takes_more_processes_where_one_filled_its_core(example: Site) -> None:
+    took: list[tuple[float, int]] = []
+
+    def attempt(profile: Profile, processes: int) -> Report:
+        factor = 1 / profile.every_s
+        took.append((factor, processes))
+        made = report(example)
+        if factor > 2 * processes:
+            tally = good()
+            tally.busiest = 0.97
+            judgement = judge(KEPT, tally, watched(), complete=True)
+            return replace(made, tally=tally, judgement=judgement)
+        return made
+
+    found = search.search(Profile("", every_s=1.0), attempt, say=lambda _: None, processes=range(1, 4))
+    assert took[:5] == [(1, 1), (2, 1), (4, 1), (4, 2), (8, 2)]
+    assert max(processes for _, processes in took) == 3
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert found.sentence().startswith("At least")
 
 
 def test_a_search_that_meets_the_generators_limit_claims_none_of_the_gateways(example: Site) -> None:
@@ -419,9 +507,12 @@ def test_a_search_that_meets_the_generators_limit_claims_none_of_the_gateways(ex
 
 def test_a_search_from_too_much_says_so(example: Site) -> None:
     tried, found = attempts(example, 0.5, Verdict.FAILED)
-    assert tried == [1]
+    # It failed for nothing that was seen on the broker.
+    assert tried == [1] * search.TRIES
     assert found.verdict is Verdict.FAILED
     assert "Not even" in found.sentence()
+    _, found = attempts(example, 0.5, Verdict.INCONCLUSIVE)
+    assert found.sentence().startswith("The GENERATOR was too slow for the profile's own load")
 
 
 def test_a_search_without_end_ends(example: Site, tmp_path: Path) -> None:
@@ -520,6 +611,9 @@ def test_a_wrong_command_line_is_refused(arguments: list[str], capsys: pytest.Ca
         (["--gateway-cpu", "9"], 2, "from 10 to 100"),
         (["--profile=token-renewal", "--authentication=psk"], 2, "for devices that come in by token"),
         (["--restart-broker"], 2, "goes with --profile reconnect-storm"),
+        (["--websockets", "--authentication=psk"], 2, "for devices that come in by password"),
+        (["--websockets", "--profile=token-renewal"], 2, "for devices that come in by password"),
+        (["--token-method=private_key_jwt"], 2, "goes with --authentication token"),
         (["--slo", "/nowhere/slo.yml"], 1, "/nowhere/slo.yml:1: there is no such file"),
     ],
 )
@@ -566,6 +660,15 @@ def test_a_site_out_of_reach_is_told_before_anything_is_made(
     assert "Connection refused" in error
     assert "Cure: see that every host answers" in error
     assert not (tmp_path / "state/pending").exists()
+
+
+def test_a_gateway_that_does_not_speak_websockets_is_not_asked_to() -> None:
+    described = Described((GATEWAY,), "plugin", {})
+    with pytest.raises(PlanError, match=r"no listener for WebSockets\. Cure: set mosquitto_websockets_port"):
+        chosen(described, None, websockets=True)
+    assert not chosen(described, "gateway-1", websockets=False).websockets
+    speaks = replace(GATEWAY, websockets_port=9001)
+    assert chosen(replace(described, gateways=(speaks,)), None, websockets=True).port("password") == 9001
 
 
 def test_bednet_load_hands_everything_over() -> None:

@@ -25,7 +25,7 @@ from load.plan import (
     PlanError,
     read_plan,
 )
-from load.planning import choose, make_plan, playable
+from load.planning import choose, make_plan, playable, reaches
 from load.profiles import PROFILES, Profile
 
 GATEWAY = Gateway("gateway-1", "127.0.0.1", "gateway-1.plant.example", 8883, 8884, 8885)
@@ -116,12 +116,46 @@ def test_a_device_has_a_pace_of_its_own(example: Site) -> None:
     assert pace["temp-102"] == {1.0}
 
 
-@pytest.mark.parametrize("pace", [0, -1, "often", True])
-def test_a_pace_that_is_none_is_refused(example: Site, pace: Any) -> None:
-    device = replace(example.devices["temp-101"], attributes={"publish_every_s": pace})
+def test_a_device_has_a_qos_and_a_size_of_its_own(example: Site) -> None:
+    device = replace(example.devices["temp-101"], attributes={"publish_qos": 0, "publish_bytes": 2000})
     site = replace(example, devices={**example.devices, "temp-101": device})
-    with pytest.raises(PlanError, match=r"devices\.yml:\d+: `publish_every_s` of 'temp-101'"):
+    streams = {player.id: player.streams for player in planned(site, "steady").players}
+    assert {(stream.qos, stream.payload_bytes) for stream in streams["temp-101"]} == {(0, 2000)}
+    assert {(stream.qos, stream.payload_bytes) for stream in streams["temp-102"]} == {(1, 128)}
+    assert {qos for stream in streams["temp-101"] for _, qos, _ in stream.audience} == {0}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("publish_every_s", value) for value in (0, -1, "often", True)),
+        *(("publish_qos", value) for value in (3, 0.5, "1", True)),
+        *(("publish_bytes", value) for value in (31, 100.5, "big")),
+    ],
+)
+def test_an_attribute_that_makes_no_sense_is_refused(example: Site, name: str, value: Any) -> None:
+    device = replace(example.devices["temp-101"], attributes={name: value})
+    site = replace(example, devices={**example.devices, "temp-101": device})
+    with pytest.raises(PlanError, match=rf"devices\.yml:\d+: `{name}` of 'temp-101'"):
         planned(site, "steady")
+
+
+def test_devices_with_passwords_go_where_websockets_are_spoken(example: Site) -> None:
+    gateway = replace(GATEWAY, websockets_port=9001, websockets=True)
+    assert gateway.port("password") == 9001
+    assert gateway.port("certificate") == 8883
+    assert not reaches(example.devices["energy-1"], replace(gateway, websockets_port=None))
+
+
+def test_tokens_that_are_bound_to_nothing_go_where_no_certificate_is_asked_for(example: Site) -> None:
+    bundles = {name: Path("/x") for name in ("edge-1", "edge-2", "edge-3", "historian")}
+    plan = make_plan(example, GATEWAY, "steady", PROFILES["steady"], bundles)
+    ports = {player.id: GATEWAY.port(player.authentication, bound=player.bound) for player in plan.players}
+    assert ports == {"edge-1": 8883, "edge-2": 8884, "edge-3": 8883, "historian": 8883}
+    alone = replace(GATEWAY, password_port=None)
+    assert not reaches(example.devices["edge-2"], alone)
+    with pytest.raises(PlanError, match="`edge-2` comes in by token, and gateway-1 has no listener"):
+        make_plan(example, alone, "steady", PROFILES["steady"], bundles)
 
 
 def test_a_plant_grows_by_those_who_tell(example: Site) -> None:
