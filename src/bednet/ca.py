@@ -1125,11 +1125,11 @@ def _for_token_service(store: Store, authority: Authority, assertions: Iterable[
 
 
 def _revoked_serials(store: Store, now: datetime) -> dict[str, str]:
-    # A server is no client; and what has run out is refused for that.
+    # What has run out is refused for that. Servers are here as they are on the CRL, which gateways hold against this.
     return {
         entry.serial: entry.reason
         for entry in store.entries.values()
-        if entry.reason is not None and entry.kind not in SERVERS.values() and not entry.expired(now)
+        if entry.reason is not None and not entry.expired(now)
     }
 
 

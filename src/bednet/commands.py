@@ -3,6 +3,7 @@
 
 - :func:`add_parser`: adds them to the command line.
 - :func:`checked_site`: reads a site and runs every check, for other commands that need one.
+- :func:`checked_one`: reads its policy and one device that comes from elsewhere, and runs every check of these two.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from bednet.matrix import matrix_of
 from bednet.moment import parse_instant
 from bednet.policy import Access, Moment, Verdict
 from bednet.shape import did_you_mean
-from bednet.site import KEY_TYPES, Device, Site, failing_tests, load_site, unusable_key_types
+from bednet.site import KEY_TYPES, Device, Site, failing_tests, load_one, load_site, unusable_key_types
 
 if TYPE_CHECKING:
     from bednet.moment import Address
 
 DEFAULT_KEY_TYPE = "P-256"
+MOST_ENTRY = 1 << 22
+"""The longest entry of a device, in bytes."""
 ACCESS_CONTROLS = ("plugin", "acl_file")
 
 
@@ -45,8 +48,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="FILE",
         help="write the compiled site to FILE as well, which bednet-store reads; what is printed stays the same",
     )
-    compiler.add_argument(
-        "--device", metavar="ID", help="print nothing but one device's line of the compiled site, for bednet-store put"
+    one = compiler.add_mutually_exclusive_group()
+    one.add_argument(
+        "--device", metavar="ID", help="print nothing but one device's lines of the compiled site, for bednet-store put"
+    )
+    one.add_argument(
+        "--entry",
+        metavar="FILE",
+        help="the same for a device whose entry is in FILE (-: stdin), as JSON; of the site only policy.yml is read",
     )
     for parser in (check, compiler):
         # A function, since only the parser can say that its command line is wrong.
@@ -127,6 +136,20 @@ def checked_site(
     return site
 
 
+def checked_one(folder: Path, entry: bytes, file: str, key_type: str = DEFAULT_KEY_TYPE) -> tuple[Site, Device]:
+    """Read a site's policy and one device, whatever the site's lists say, and run the policy's tests of that device.
+
+    :param entry: the device as a JSON object; `file` is where it comes from, for messages.
+    :returns: a site with that device alone, and the device.
+    :raises SiteError: with all problems found. What only the other devices can tell is not looked for:
+        :func:`bednet.site.load_one`.
+    """
+    site, device = load_one(folder, entry, file)
+    if problems := [*failing_tests(site), *unusable_key_types([device], key_type)]:
+        raise SiteError(problems)
+    return site, device
+
+
 def _warn(site: Site) -> None:
     for warning in site.warnings:
         sys.stderr.write(f"{warning}\n")
@@ -178,10 +201,15 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _compile(arguments: argparse.Namespace) -> int:
+    for option in ("device", "entry"):
+        if getattr(arguments, option) is not None and (
+            arguments.output is not None or arguments.access_control != "plugin"
+        ):
+            arguments.refuse(f"argument --{option}: goes with neither --output nor --access-control acl_file")
+    if arguments.entry is not None:
+        return _compile_entry(arguments)
     site = _asked(arguments)
     if arguments.device is not None:
-        if arguments.output is not None or arguments.access_control != "plugin":
-            arguments.refuse("argument --device: goes with neither --output nor --access-control acl_file")
         if arguments.device not in site.devices:
             near = did_you_mean(arguments.device, site.devices)
             sys.stderr.write(
@@ -189,7 +217,7 @@ def _compile(arguments: argparse.Namespace) -> int:
                 "lists [unknown-device]\n"
             )
             return 1
-        sys.stdout.write(compiled.device_line(site, arguments.device))
+        sys.stdout.write(compiled.device_lines(site, arguments.device))
         return 0
     acl_file = compile_acl_file(site, strictest=arguments.strictest) if arguments.access_control == "acl_file" else None
     if arguments.output is not None:
@@ -210,6 +238,28 @@ def _compile(arguments: argparse.Namespace) -> int:
         for issuer in site.issuers.values()
     ]
     sys.stdout.write(f'\n  ],\n  "issuers": {json.dumps(issuers)},\n  "summary": {json.dumps(_summary(site))}\n}}\n')
+    return 0
+
+
+def _compile_entry(arguments: argparse.Namespace) -> int:
+    if arguments.strictest:
+        arguments.refuse("argument --strictest: needs --access-control acl_file")
+    file = "stdin" if arguments.entry == "-" else arguments.entry
+    try:
+        if arguments.entry == "-":
+            raw = sys.stdin.buffer.read(MOST_ENTRY + 1)
+        else:
+            with Path(arguments.entry).open("rb") as stream:
+                raw = stream.read(MOST_ENTRY + 1)
+    except OSError as error:
+        sys.stderr.write(f"bednet: {file}: {error.strerror}. Cure: name a file that you may read\n")
+        return 1
+    if len(raw) > MOST_ENTRY:
+        sys.stderr.write(f"bednet: {file}: more than {MOST_ENTRY} bytes. Cure: give one device alone\n")
+        return 1
+    site, device = checked_one(arguments.site, raw, file, arguments.key_type)
+    _warn(site)
+    sys.stdout.write(compiled.device_lines(site, device.id))
     return 0
 
 

@@ -3,7 +3,7 @@
 
 - :func:`write`: writes a site as JSON lines, in the form that ``bednet-store apply`` reads (docs/store.md).
 - :func:`write_file`: the same into a file, which is replaced as a whole.
-- :func:`device_line`: the line of one device, for a caller who knows what changed.
+- :func:`device_lines`: the lines of one device, for a caller who knows what changed.
 - :func:`transitions`: the changes of a time zone's offset.
 
 Nothing in it is secret: passwords, keys and the serial numbers of revoked certificates come from the CA.
@@ -86,15 +86,17 @@ def lines(site: Site) -> Iterator[str]:
         yield _line({"zone": zone, "transitions": transitions(zone)})
     names = {key: _names(rules) for key, rules in profiles.items()}
     for key in sorted(profiles):
-        yield _line({"profile": key, "names": names[key], "rules": [_rule(rule, names[key]) for rule in profiles[key]]})
+        yield _profile(key, names[key], profiles[key])
     for name in sorted(site.issuers):
         yield _line(_issuer(site.issuers[name], names))
+    # It tries whatever the site has, so also the site's own token service.
+    serves = any(issuer.service for issuer in site.issuers.values())
     probe = {
         "device": PROBE_ID,
         "profile": PROBE_PROFILE,
         "values": [],
-        "authentication": ["certificate", "password", "psk"],
-        "token": None,
+        "authentication": ["certificate", "password", "psk", *(["token"] if serves else [])],
+        "token": "tls_client_auth" if serves else None,
         "until": None,
         "revoked": None,
     }
@@ -108,17 +110,23 @@ def lines(site: Site) -> Iterator[str]:
         yield _device(site.devices[device_id], quoted[key], names[key], ways)
 
 
-def device_line(site: Site, device_id: str) -> str:
-    """Return the line of one device, which is the same as in the whole.
+def device_lines(site: Site, device_id: str) -> str:
+    """Return the lines of a device's profile and of the device, which are the same as in the whole.
 
     :raises KeyError: when the site has no such device.
     """
     key = site.profile_of[device_id]
-    return _device(site.devices[device_id], json.dumps(key), _names(site.profiles[key]), {})
+    rules = site.profiles[key]
+    names = _names(rules)
+    return _profile(key, names, rules) + _device(site.devices[device_id], json.dumps(key), names, {})
 
 
 def _line(data: object) -> str:
     return json.dumps(data, ensure_ascii=False) + "\n"
+
+
+def _profile(key: str, names: list[str], rules: Iterable[Rule]) -> str:
+    return _line({"profile": key, "names": names, "rules": [_rule(rule, names) for rule in rules]})
 
 
 def _device(device: Device, profile: str, names: Iterable[str], ways: dict[tuple[str, ...], str]) -> str:

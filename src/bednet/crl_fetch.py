@@ -10,12 +10,15 @@ looked at once more, with ``--file -``, before it reaches the broker): it goes o
 - its number is not below that of the list that is there: an attacker who replays an older list would bring a revoked
   certificate back to life.
 
-:func:`accept` is the decision; everything around it reads and writes files.
+:func:`accept` is the decision; everything around it reads and writes files. With ``--serials`` it says what the list in
+use says, as ``bednet-store crl`` wants it: the broker looks at the file in handshakes, and its plugin, which ends
+sessions that are open, at the store.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import urllib.request
@@ -31,6 +34,17 @@ MAX_BYTES = 16 * 1024 * 1024
 TIMEOUT_SECONDS = 20.0
 # A gateway without a clock chip may be a little behind the CA that has just signed.
 CLOCK_SKEW = timedelta(minutes=5)
+
+
+# RFC 5280, 5.3.1; those that a store knows. Any other is as good as no reason.
+REASONS = (
+    "unspecified",
+    "keyCompromise",
+    "affiliationChanged",
+    "superseded",
+    "cessationOfOperation",
+    "privilegeWithdrawn",
+)
 
 
 class RefusedError(Exception):
@@ -76,10 +90,7 @@ def accept(fetched: bytes, *, ca: bytes, present: bytes | None, now: datetime) -
     :returns: the list to use, PEM; byte for byte the present one if the fetched one has the same number.
     :raises RefusedError: when the fetched list must not be used.
     """
-    crl = _load(fetched)
-    signers = [cert for cert in _certificates(ca) if cert.subject == crl.issuer]
-    if not any(crl.is_signature_valid(cert.public_key()) for cert in signers):  # type: ignore[arg-type]
-        raise RefusedError("no CA of this site signed it")
+    crl = _signed(fetched, ca)
     last_update, next_update = _times(crl)
     if last_update is None or last_update > now + CLOCK_SKEW:
         raise RefusedError(f"it is not in force before {last_update}; is this gateway's clock right?")
@@ -94,6 +105,33 @@ def accept(fetched: bytes, *, ca: bytes, present: bytes | None, now: datetime) -
     else:
         _number(crl)
     return crl.public_bytes(Encoding.PEM)
+
+
+def _signed(data: bytes, ca: bytes) -> x509.CertificateRevocationList:
+    crl = _load(data)
+    signers = [cert for cert in _certificates(ca) if cert.subject == crl.issuer]
+    if not any(crl.is_signature_valid(cert.public_key()) for cert in signers):  # type: ignore[arg-type]
+        raise RefusedError("no CA of this site signed it")
+    return crl
+
+
+def serials(present: bytes, *, ca: bytes) -> dict[str, object]:
+    """Return what a list says, whether or not it is still in force: who was revoked stays so.
+
+    :returns: ``{"crl_number": N, "revoked_serials": {HEX: reason}}``.
+    :raises RefusedError: when none of the CA certificates in `ca` signed it, or it has no number.
+    """
+    crl = _signed(present, ca)
+    revoked = {f"{entry.serial_number:040x}": _reason(entry) for entry in crl}
+    return {"crl_number": _number(crl), "revoked_serials": revoked}
+
+
+def _reason(entry: x509.RevokedCertificate) -> str:
+    try:
+        reason = str(entry.extensions.get_extension_for_class(x509.CRLReason).value.reason.value)
+    except x509.ExtensionNotFound:
+        return REASONS[0]
+    return reason if reason in REASONS else REASONS[0]
 
 
 def _certificates(pem: bytes) -> list[x509.Certificate]:
@@ -130,17 +168,23 @@ def _read(stream: BinaryIO) -> bytes:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Fetch, decide, write; the exit code is 0 only when ``--output`` holds a list that may be used."""
+    """Fetch, decide, write; the exit code is 0 only when ``--output`` holds a list that may be used.
+
+    With ``--serials``: say what is in the list in use.
+    """
     parser = argparse.ArgumentParser(description="Fetch a site's certificate revocation list.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--url", help="where to fetch it from")
     source.add_argument("--file", choices=["-"], help="read it from standard input instead")
+    source.add_argument("--serials", action="store_true", help="fetch nothing; say as JSON what the list in use says")
     parser.add_argument("--ca", required=True, type=Path, help="the site's CA certificates, PEM")
     parser.add_argument("--present", required=True, type=Path, help="the list in use")
-    parser.add_argument(
-        "--output", required=True, type=Path, help="where the list to use is written, PEM; -: on stdout"
-    )
+    parser.add_argument("--output", type=Path, help="where the list to use is written, PEM; -: on stdout")
     args = parser.parse_args(argv)
+    if (args.output is None) is not args.serials:
+        parser.error("argument --output: goes with --url and --file, and with nothing else")
+    if args.serials:
+        return _say_serials(args.present, args.ca)
     try:
         present = args.present.read_bytes() if args.present.exists() else None
         fetched = fetch(args.url) if args.url else _read(sys.stdin.buffer)
@@ -159,6 +203,17 @@ def main(argv: list[str] | None = None) -> int:
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(args.output)
+    return 0
+
+
+def _say_serials(present: Path, ca: Path) -> int:
+    try:
+        told = serials(present.read_bytes(), ca=ca.read_bytes())
+    except (RefusedError, OSError) as exc:
+        sys.stderr.write(f"The list {present} is not told to the store: {exc}. The store keeps what it has.\n")
+        return 1
+    sys.stdout.write(json.dumps(told) + "\n")
+    sys.stdout.flush()
     return 0
 
 

@@ -2,6 +2,7 @@
 """The devices of a site from lists that other programs write: ``devices.csv``, ``devices.json``, ``devices.jsonl``.
 
 - :func:`load_devices`: reads all lists of a site's folder, ``devices.yml`` included, into one set of devices.
+- :func:`read_entry`: makes a device of one entry, as a database hands it over.
 
 A list may hold a million devices. Each entry is looked at quickly; one that is not surely in order is compared with the
 schema, so that the messages are those for ``devices.yml``. docs/devices.md says what the lists look like.
@@ -14,6 +15,7 @@ import importlib.resources
 import itertools
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from bednet.devices import Collector
@@ -23,7 +25,6 @@ from bednet.yamlfile import Node, load, scalar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
     from typing import TextIO
 
     from bednet.devices import Device
@@ -72,6 +73,17 @@ def load_devices(folder: Path, problems: list[Problem]) -> dict[str, Device] | N
         complete = reader.read() and complete
     devices = collector.finish()
     return devices if complete else None
+
+
+def read_entry(raw: bytes, file: str, folder: Path, problems: list[Problem]) -> Device | None:
+    """Return the device of one JSON object, and add what is wrong with it by itself to `problems`.
+
+    :param file: where it comes from, for messages.
+    :param folder: the site's, for its ``csr/``.
+    """
+    collector = Collector(folder, problems)
+    _Entry(file, collector, raw).read()
+    return next(iter(collector.devices.values()), None)
 
 
 class _List:
@@ -394,6 +406,30 @@ class _JSONLines(_List):
                     cure = 'write a device in each line: {"id": "temp-101", "location": "hall-1", "roles": ["sensor"]}'
                     self.stop(number, "wrong-type", "this line is not an object", cure)
                 yield number, entry
+
+
+class _Entry(_List):
+    """One object that stands alone, wherever it comes from."""
+
+    def __init__(self, file: str, collector: Collector, raw: bytes) -> None:
+        super().__init__(Path(file), collector)
+        self._raw = raw
+
+    def entries(self) -> Iterator[tuple[int, object]]:
+        try:
+            entry = _DECODER.decode(self._raw.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            message = f"byte 0x{error.object[error.start]:02X} is not UTF-8"
+            self.stop(self._raw.count(b"\n", 0, error.start) + 1, "not-utf8", message, "write JSON in UTF-8")
+        except _TwiceError as error:
+            self.stop(1, "duplicate-key", f"the key {str(error)!r} stands here twice", "remove one of the two")
+        except (ValueError, RecursionError) as error:
+            line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
+            self.stop(line, "json-syntax", f"not valid JSON: {_said(error)}", _JSON_CURE)
+        if not isinstance(entry, dict):
+            cure = 'write one device: {"id": "temp-101", "location": "hall-1", "roles": ["sensor"]}'
+            self.stop(1, "wrong-type", "this is not an object", cure)
+        yield 1, entry
 
 
 class _JSON(_List):

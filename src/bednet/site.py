@@ -2,6 +2,7 @@
 """A site: its devices and its policy, read from one folder and checked.
 
 - :func:`load_site`: reads the devices, ``policy.yml`` and ``csr/``, and refuses what is wrong with them.
+- :func:`load_one`: reads ``policy.yml`` alone, for one device whose entry comes from elsewhere.
 - :func:`decide`: may a device publish or subscribe to this, at this moment, and which rule says so?
 - :func:`failing_tests`: the tests of policy.yml that do not hold.
 - :func:`probe_grants`: what the reserved identity of ``bednet verify`` may do.
@@ -28,7 +29,7 @@ from bednet.devices import (
     bad_value,
     unusable_key_types,
 )
-from bednet.devices_import import load_devices
+from bednet.devices_import import load_devices, read_entry
 from bednet.errors import Place, Problem, SiteError, TopicError
 from bednet.issuers import Issuer, missing_claims, read_issuers, role_profiles
 from bednet.lint import odd_rules
@@ -61,6 +62,7 @@ __all__ = [
     "Site",
     "decide",
     "failing_tests",
+    "load_one",
     "load_site",
     "probe_grants",
     "unusable_key_types",
@@ -141,39 +143,89 @@ def load_site(folder: Path, devices: Mapping[str, Device] | None = None) -> Site
     :param devices: by id, in place of the folder's lists, when they come from elsewhere; each was checked by itself.
     :raises SiteError: when anything in its files is wrong, with all problems that could be found.
     """
+    problems: list[Problem] = []
+    policy, issuers = _load_policy(folder, problems)
+    if devices is None:
+        devices = load_devices(folder, problems)
+    site = _assembled(folder, devices, policy, issuers, problems)
+    warnings = [*(problem for problem in problems if problem.warning), *odd_rules(site)]
+    return replace(site, warnings=tuple(sorted(warnings, key=lambda problem: problem.place)))
+
+
+def load_one(folder: Path, entry: bytes, file: str) -> tuple[Site, Device]:
+    """Read the policy of the site in `folder`, and one device, which need not be in its lists: these are not read.
+
+    All of the policy is checked, and all of the device that does not depend on others. Not checked is whether another
+    device has its id or its key, and what is odd about the policy. Of the policy's tests those of the device are left.
+
+    :param entry: a JSON object with the keys of a device.
+    :param file: where that comes from, for messages.
+    :returns: a site with this device alone, and the device.
+    :raises SiteError: when anything in the policy or the entry is wrong.
+    """
+    problems: list[Problem] = []
+    policy, issuers = _load_policy(folder, problems)
+    device = read_entry(entry, file, folder, problems)
+    devices = None if device is None else {device.id: device}
+    site = _assembled(folder, devices, policy, issuers, problems, whole=False)
+    if device is None:
+        raise SiteError(problems)  # which it never is without a problem
+    if device.csr is not None:
+        message = f"nobody looked whether the key in the CSR of '{device.id}' is another device's as well"
+        cure = "let bednet check look at the whole site before the CA signs it"
+        problems.append(Problem(device.place, "csr-alone", message, cure, warning=True))
+    warnings = tuple(problem for problem in problems if problem.warning and problem.code != "unused-role")
+    return replace(site, warnings=warnings), device
+
+
+def _load_policy(folder: Path, problems: list[Problem]) -> tuple[Policy | None, dict[str, Issuer]]:
     if not folder.is_dir():
         cure = "name a folder with devices.yml and policy.yml, such as inventories/example-plant"
         raise SiteError([Problem(Place(str(folder), 1), "file-missing", "there is no such folder", cure)])
-    problems: list[Problem] = []
-    policy_root = _load(folder, "policy", problems)
-    policy = read_policy(policy_root, problems) if policy_root else Policy({}, {}, (), ())
-    issuers = read_issuers(policy_root, folder, policy.roles, problems) if policy_root else {}
-    if devices is None:
-        devices = load_devices(folder, problems)
-    complete = policy_root is not None and devices is not None
-    given = role_profiles(issuers.values(), policy.roles, policy.rules)
+    root = _load(folder, "policy", problems)
+    if root is None:
+        return None, {}
+    policy = read_policy(root, problems)
+    return policy, read_issuers(root, folder, policy.roles, problems)
+
+
+def _assembled(
+    folder: Path,
+    devices: Mapping[str, Device] | None,
+    policy: Policy | None,
+    issuers: Mapping[str, Issuer],
+    problems: list[Problem],
+    *,
+    whole: bool = True,
+) -> Site:
+    """Bring devices and policy together.
+
+    :param devices: None when they could not be read; `policy` likewise.
+    :param whole: these are all devices of the site.
+    :raises SiteError: when there is a problem, earlier ones included, that is no warning.
+    """
+    known = policy or Policy({}, {}, (), ())
+    given = role_profiles(issuers.values(), known.roles, known.rules)
     problems += missing_claims(issuers.values(), given)
-    assembly = _Assembly(devices or {}, policy, issuers, problems)
-    if complete:
+    assembly = _Assembly(devices or {}, known, issuers, problems, whole=whole)
+    if policy is not None and devices is not None:
         assembly.run()
     errors = [problem for problem in problems if not problem.warning]
     if errors:
         raise SiteError(errors)
-    site = Site(
+    return Site(
         folder=folder,
         devices=assembly.devices,
-        roles=policy.roles,
-        rules=policy.rules,
+        roles=known.roles,
+        rules=known.rules,
         profiles=assembly.profiles,
         profile_of=assembly.profile_of,
         grants=Grants(assembly.devices, assembly.profiles, assembly.profile_of),
-        tests=policy.tests,
+        tests=known.tests if whole else tuple(test for test in known.tests if test.device in assembly.devices),
         warnings=(),
         issuers=issuers,
         role_profiles=given,
     )
-    warnings = [*(problem for problem in problems if problem.warning), *odd_rules(site)]
-    return replace(site, warnings=tuple(sorted(warnings, key=lambda problem: problem.place)))
 
 
 def _load(folder: Path, name: str, problems: list[Problem]) -> Node | None:
@@ -286,7 +338,10 @@ class _Assembly:
         policy: Policy,
         issuers: Mapping[str, Issuer],
         problems: list[Problem],
+        *,
+        whole: bool = True,
     ) -> None:
+        self.whole = whole
         self.devices = devices
         self.policy = policy
         self.issuers = issuers
@@ -298,8 +353,13 @@ class _Assembly:
     def refuse(self, place: Place, code: str, message: str, cure: str, *, warning: bool = False) -> None:
         self.problems.append(Problem(place, code, message, cure, warning))
 
-    def _attributes(self) -> set[str]:
-        """Return the names of all attributes that any device has; only needed to say what is wrong."""
+    def _attributes(self) -> set[str] | None:
+        """Return the names of all attributes that any device has, None when that is not known here.
+
+        They are only needed to say what is wrong.
+        """
+        if not self.whole:
+            return None
         if self._names is None:
             self._names = {name for device in self.devices.values() for name in device.attributes}
         return self._names
@@ -309,7 +369,8 @@ class _Assembly:
         self._check_roles()
         self._find_profiles()
         self._check_values()
-        self._check_tests()
+        if self.whole:
+            self._check_tests()
         self._check_tokens()
 
     def _check_tokens(self) -> None:
@@ -469,16 +530,17 @@ class _Matching:
                 self._failed += 1
         return tuple(matching)
 
-    def problems(self, attributes: Callable[[], set[str]]) -> Iterator[Problem]:
+    def problems(self, attributes: Callable[[], set[str] | None]) -> Iterator[Problem]:
         """Go through the expressions that had no answer for some devices.
 
-        :param attributes: gives the names of all attributes that any device has.
+        :param attributes: gives the names of all attributes that any device has, None when that is not known.
         """
         for (rule, _), (place, error, devices) in self._failures.items():
             message, cure = f"rule '{rule}': {error}, for {_few(devices)}", error.cure
-            if error.missing is not None and error.missing not in attributes():
+            known = attributes() if error.missing is not None else None
+            if error.missing is not None and known is not None and error.missing not in known:
                 message = f"rule '{rule}': no device has the attribute '{error.missing}' that 'when' needs"
-                cure = f"{did_you_mean(error.missing, {*DEVICE_KEYS, *attributes()})}A condition can read "
+                cure = f"{did_you_mean(error.missing, {*DEVICE_KEYS, *known})}A condition can read "
                 cure += f"{', '.join(DEVICE_KEYS)} and each attribute of devices.yml"
             yield Problem(place, error.code, message, cure)
 
@@ -529,14 +591,14 @@ class _Needs:
         self.names = tuple(names.items())
 
 
-def _bad_value_problem(rule: Rule, device: Device, name: str, attributes: set[str]) -> Problem:
+def _bad_value_problem(rule: Rule, device: Device, name: str, attributes: set[str] | None) -> Problem:
     """Say why nothing can stand for ``{device.NAME}`` in a rule.
 
-    :param attributes: the names of all attributes that any device has.
+    :param attributes: the names of all attributes that any device has; None when that is not known.
     """
     value = device.value(name)
     built_in = name in BUILT_IN_NAMES
-    if not built_in and value is None and name not in attributes:
+    if not built_in and value is None and attributes is not None and name not in attributes:
         message = f"{rule.source}: no device has the attribute of {{device.{name}}}"
         cure = f"{did_you_mean(name, {*BUILT_IN_NAMES, *attributes})}Add '{name}' to 'attributes' in devices.yml"
         return Problem(rule.place, "placeholder-value-missing", message, cure)

@@ -4,9 +4,10 @@
 ``bednet-store [--store DIR] COMMAND`` writes one JSON object on stdout. Commands:
 
 - ``apply COMPILED``: the store becomes what the compiled site says. Secrets come as JSON on stdin.
-- ``put``: writes the one device whose line of a compiled site is on stdin; it keeps its secrets.
+- ``put``: writes one device, whose profile and line are on stdin as a compiled site has them; it keeps its secrets.
 - ``revoke ID --reason R``: the device is refused from now on, and its secrets are forgotten.
 - ``reinstate ID``: the way back; its secrets come with the next ``apply``. Not after a key compromise.
+- ``crl``: refuses the certificates that the CA's list names, which comes verified, as JSON on stdin.
 - ``keys ISS``: the public keys that an issuer of tokens signs with, as a JWKS on stdin.
 - ``revoke-token ISS JTI EXP DEVICE``, ``cutoff DEVICE SECONDS``: refuse one token, or all that a device got until then.
 - ``revocations ISS``: the same from the list of the site's own token service, on stdin.
@@ -29,6 +30,7 @@ import errno
 import fcntl
 import grp
 import hashlib
+import io
 import ipaddress
 import itertools
 import json
@@ -95,6 +97,7 @@ AIF_SCOPE, ROLES_MAPPED, OWN_SERVICE = 1, 2, 4
 SCOPES = {"policy": 0, "aif": AIF_SCOPE}
 MOST_LEEWAY, MOST_KEYS = 300, 64
 MOST_JWKS, MOST_REVOCATIONS = 1 << 20, 1 << 24  # bytes
+MOST_PUT, MOST_CRL = 1 << 23, 1 << 26  # a profile and a device; a list of 16 MiB
 # A modulus of more bits makes checking a signature slow, and the broker has one thread.
 RSA_BITS = range(2048, 8193)
 DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -116,6 +119,7 @@ TOLD = 100
 # A revoked token is remembered until it has ended for every broker, whose clocks may differ and which give a leeway.
 TOKEN_KEPT_SECONDS = 300
 _MOST_JTI, _MOST_SECONDS = 1024, 1 << 62
+_MOST_CRL_NUMBER = (1 << 64) - 1
 
 _U16, _U32, _U64, _BIG_U64 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<Q"), struct.Struct(">Q")
 _META = struct.Struct("<8sIIQQQ")
@@ -886,7 +890,7 @@ class Secrets:
         if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 0):
             raise Refused(f"crl_number must be a whole number. {cure}")
         # RFC 5280 allows 20 octets. Two such numbers are one here, and the list is taken for an older one.
-        self.crl_number: int | None = None if number is None else min(number, (1 << 64) - 1)
+        self.crl_number: int | None = None if number is None else min(number, _MOST_CRL_NUMBER)
         for name in _SECRETS_KEYS:
             value = data[name]
             if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
@@ -938,7 +942,7 @@ class Compiled:
     :ivar keys: by ``iss``, the keys of each issuer that the site gives, by ``kid``; None for one whose keys come later.
     :ivar token_methods: by device id, how it proves itself to the site's token service; as :meth:`devices` goes on.
     :ivar reinstated: by device id, when the site last reinstated it, in unix seconds; as :meth:`devices` goes on.
-    :ivar ways: how the device of :meth:`only_device` authenticates.
+    :ivar ways: how the device of :meth:`only_device` authenticates; ``profile`` the record of its profile.
     :ivar without_secret: ids of devices in service that lack the secret of a way to authenticate.
     """
 
@@ -956,6 +960,8 @@ class Compiled:
         self.token_methods: dict[str, str] = {}
         self.reinstated: dict[str, int] = {}
         self.ways: tuple[str, ...] = ()
+        self.profile = b""
+        self._any_zone = False
         self._known: dict[str, tuple[bytes, int]] = {}
         """By a profile's name: its key, and how many values its devices have."""
 
@@ -1015,19 +1021,25 @@ class Compiled:
             raise self._refused(str(exc)) from None
 
     def only_device(self) -> tuple[bytes, Device]:
-        """Read a device's line that stands alone; its profile is somebody else's to check.
+        """Read two lines: a profile, and the device that has it. Its zones are those that the store has.
 
         :raises Refused: when it is not what ``bednet compile`` writes, or a secret cannot be used.
         """
         try:
+            self._any_zone = True
+            self._profile(self._next())
             entry = self._entry(self._next())
-            if isinstance(entry["profile"], str) and isinstance(entry["values"], list):
-                self._known[entry["profile"]] = profile_key(entry["profile"]), len(entry["values"])
             device = self._device(entry)
-            self.ways = tuple(entry["authentication"])
+            if entry["device"] == PROBE:
+                raise _Unsound(f"{PROBE!r} is no device of the site")
+            if next(self._lines, None) is not None:
+                self._line += 1
+                raise _Unsound("more lines than a profile and a device")
+            self.ways, self.profile = tuple(entry["authentication"]), self.profiles[device.profile]
             return entry["device"].encode(), device
         except _Unsound as exc:
-            raise self._refused(str(exc)) from None
+            cure = "give what bednet compile --device or --entry says"
+            raise Refused(f"{self._name}:{self._line}: {exc}. Cure: {cure}") from None
 
     def _zone(self, data: object) -> None:
         entry = _object(data, _ZONE_KEYS, "a zone")
@@ -1072,7 +1084,7 @@ class Compiled:
         for data_of in _list(entry["during"], f"rule {name!r}: during", TEXT8):
             window = _object(data_of, _WINDOW_KEYS, f"rule {name!r}: a window")
             zone = zone_key(_text(window["zone"], f"rule {name!r}: a zone"))
-            if zone not in self.zones:
+            if zone not in self.zones and not self._any_zone:
                 raise _Unsound(f"rule {name!r}: there is no zone {window['zone']!r}")
             days = _whole(window["days"], 1, EVERY_DAY, f"rule {name!r}: days")
             start = _whole(window["from"], 0, DAY_SECONDS - 1, f"rule {name!r}: from")
@@ -1477,43 +1489,61 @@ class Store:
 
         return self._change(work, check=check, again=again, upgrade=True)
 
-    def put(self, line: str, secrets: object = None) -> Json:
-        """Write the one device of a line of a compiled site, without looking at any other.
+    def put(self, lines: str, secrets: object = None) -> Json:
+        """Write one device, without looking at any other.
 
+        :param lines: its profile and itself, each in a line as in a compiled site. The profile must be the store's own:
+            what it says is what the device's values were chosen for.
         :param secrets: see :class:`Secrets`; what is not for this device is left alone. None: it keeps those it has.
         :returns: as for :meth:`apply`, as far as it is about one device.
-        :raises Refused: when the line is unsound, or the store does not have the device's profile.
+        :raises Refused: when a line is unsound, the store has not this profile, or the device is revoked there and
+            these lines know of no later reinstatement.
         """
         given = Secrets({name: {} for name in _SECRETS_KEYS}) if secrets is None else secrets
-        compiled = Compiled([line], given if isinstance(given, Secrets) else Secrets(given), "the line")
+        known_secrets = given if isinstance(given, Secrets) else Secrets(given)
+        compiled = Compiled(io.StringIO(lines, newline="\n"), known_secrets, "stdin")
         key, device = compiled.only_device()
+        name = key.decode()
 
         def work(run: _Run) -> Json:
             profile = run.old.get(b"profiles", device.profile)
-            if profile is None or len(device.values) < _values_needed(self._decoded(decode_profile, b"", profile)):
-                raise Refused(f"the store does not have the profile of {key.decode()}. Cure: apply the compiled site")
+            if profile is None:
+                raise Refused(
+                    f"the store has no device with the roles and rules of {name} so far. Cure: run playbooks/site.yml"
+                )
+            if profile != compiled.profile:
+                raise Refused(
+                    f"the profile of {name} says something else in the store: it was made by another policy. "
+                    "Cure: run playbooks/site.yml"
+                )
             before, kept = run.old.get(b"devices", key), device
             if secrets is None and before is not None and device.revoked is None:
-                known = _sound(key.decode(), before)
+                known = _sound(name, before)
                 kept = device._replace(
                     password=known.password if "password" in compiled.ways else None,
                     psk=known.psk if "psk" in compiled.ways else None,
                 )
             guard = _Guard(run, lambda of: run.old.get(b"marks", of))
             after: bytes | None = kept.encode()
+            latest = compiled.reinstated.get(name, 0)
             if after != before:
-                after = guard.settle(key, before, after, compiled.reinstated.get(key.decode(), 0))
+                _keep_compromised(run, key, before, kept, latest)
+                after = guard.settle(key, before, after, latest)
+            if guard.kept:
+                raise Refused(
+                    f"{name} is revoked ({guard.kept[0]['reason']}), and was not reinstated since, for all this says. "
+                    "Cure: playbooks/reinstate.yml, or a later 'reinstated' where its entry is made"
+                )
             guard.remember(compiled.reinstated)
             if after is not None and after != before:
                 run.set(b"devices", DEVICE_CHANGED, key, before, after)
             held = {"password": kept.password, "psk": kept.psk}
             lacks = [way for way in compiled.ways if way in held and held[way] is None and kept.revoked is None]
             return {
-                "device": key.decode(),
+                "device": name,
                 "revoked": guard.revoked,
                 "reinstated": guard.reinstated,
-                "kept_revoked": guard.kept,
-                "without_secret": [key.decode()] if lacks else [],
+                "without_secret": [name] if lacks else [],
             }
 
         return self._change(work, new=False)
@@ -1577,6 +1607,35 @@ class Store:
             if reinstated > _mark(known).reinstated:
                 run.remember(key, known, Mark(reinstated))
             return {"device": device_id, "revoked": None if device.revoked is None else REASON_NAMES[device.revoked]}
+
+        return self._change(work, new=False)
+
+    def add_serials(self, data: object) -> Json:
+        """Refuse the certificates that a list of the CA names. What is no longer on it is for :meth:`apply` to forget.
+
+        :param data: ``crl_number`` and ``revoked_serials``, see :class:`Secrets`, from a list that was verified. With
+            the number that the store has seen, or a lower one, it is nothing new.
+        :returns: ``changed``; ``revoked_serials`` that are new or have another reason; ``older_crl``.
+        :raises Refused: when it is something else.
+        """
+        if not isinstance(data, dict) or data.keys() != {"crl_number", "revoked_serials"} or data["crl_number"] is None:
+            raise Refused("this is not crl_number and revoked_serials. Cure: give what crl_fetch.py --serials says")
+        secrets = Secrets({"passwords": {}, "psk": {}, **data})
+        number = secrets.crl_number or 0
+
+        def work(run: _Run) -> Json:
+            known = run.old.get(META, CRL)
+            last = _crl_number(known)
+            added = 0
+            if number > last or number == _MOST_CRL_NUMBER:
+                for key, reason in sorted(secrets.serials.items()):
+                    before, after = run.old.get(b"revoked", key), bytes((reason,))
+                    if after != before:
+                        run.set(b"revoked", SERIAL_CHANGED, key, before, after)
+                        added += 1
+                if (record := _U64.pack(number)) != known:
+                    run.set(META, SILENT, CRL, known, record)
+            return {"revoked_serials": added, "older_crl": number < last}
 
         return self._change(work, new=False)
 
@@ -2149,6 +2208,22 @@ def _mark(record: bytes | None) -> Mark:
         return Mark(_MOST_SECONDS)
 
 
+def _crl_number(record: bytes | None) -> int:
+    """Return the highest number of the CA's list so far."""
+    return int(_U64.unpack(record)[0]) if record is not None and len(record) == _U64.size else 0
+
+
+def _keep_compromised(run: _Run, key: bytes, before: bytes | None, device: Device, latest: int) -> None:
+    """Refuse to make a compromise of a key less, unless the device was reinstated since."""
+    mark = _mark(run.old.get(b"marks", key))
+    reason = mark.gone if before is None else _revoked(before)
+    if reason == COMPROMISED and device.revoked not in (None, COMPROMISED) and latest <= mark.reinstated:
+        raise Refused(
+            f"{key.decode()} is revoked for keyCompromise, and that cannot be made less. "
+            "Cure: revoke it for that reason, or leave it"
+        )
+
+
 def _apply_serials(run: _Run, secrets: Secrets) -> tuple[int, bool]:
     """Take over which certificates are revoked. An older list of the CA, or one of unknown age, takes none away.
 
@@ -2156,7 +2231,7 @@ def _apply_serials(run: _Run, secrets: Secrets) -> tuple[int, bool]:
     """
     known = run.old.get(META, CRL)
     number = secrets.crl_number
-    last = _U64.unpack(known)[0] if known is not None and len(known) == _U64.size else 0
+    last = _crl_number(known)
     wanted = {key: bytes((reason,)) for key, reason in secrets.serials.items()}
     if number is None or number < last:
         wanted = {**wanted, **dict(run.old.items(b"revoked"))}
@@ -2426,7 +2501,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     apply.add_argument("compiled", type=Path, metavar="COMPILED", help="what bednet compile --output wrote")
     apply.add_argument("--check", action="store_true", help="dry run: tell what would change, and write nothing")
-    commands.add_parser("put", parents=[common], help="write one device: its line of a compiled site on stdin")
+    commands.add_parser(
+        "put", parents=[common], help="write one device: on stdin what bednet compile --device or --entry says"
+    )
     revoke = commands.add_parser("revoke", parents=[common], help="refuse a device from now on")
     revoke.add_argument("--reason", required=True, choices=REASONS, help="RFC 5280, 5.3.1")
     reinstate = commands.add_parser(
@@ -2440,6 +2517,9 @@ def _parser() -> argparse.ArgumentParser:
         default=0,
         metavar="TIME",
         help="its 'reinstated' in devices.yml, if any: no such or older one lets it in again",
+    )
+    commands.add_parser(
+        "crl", parents=[common], help="refuse the certificates that the CA's verified list names: JSON on stdin"
     )
     keys = commands.add_parser("keys", parents=[common], help="take over an issuer's public keys: a JWKS on stdin")
     token = commands.add_parser("revoke-token", parents=[common], help="refuse one token from now on")
@@ -2473,14 +2553,16 @@ def _from_stdin(most: int = MOST_JWKS) -> object:
         raise Refused("stdin is not JSON. Cure: look where it comes from") from None
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:  # noqa: PLR0912 - one for each command
     store = Store(options.store, group=options.group)
     match options.command:
         case "apply":
             secrets = json.loads(sys.stdin.read())
             result = store.apply(CompiledFile(options.compiled), secrets, check=options.check)
         case "put":
-            result = store.put(sys.stdin.read(MOST_JWKS))
+            result = store.put(sys.stdin.buffer.read(MOST_PUT).decode())
+        case "crl":
+            result = store.add_serials(_from_stdin(MOST_CRL))
         case "keys":
             result = store.set_keys(options.issuer, _from_stdin())
         case "revoke-token":

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from bednet import ca
+from bednet import ca, crl_fetch
 from tests.unit.ca_home import START, Home, hash_for, make_ca, make_csr, make_home, small_rsa
 
 if TYPE_CHECKING:
@@ -501,10 +501,14 @@ def test_gateways_are_told_the_hashes_and_every_revoked_serial_number(home: Home
     assert told["password_file"] == f"bednet-probe:{told['passwords']['bednet-probe']}\n"
     canary = next(entry for entry in home.entries().values() if entry.kind == "canary")
     assert told["revoked_serials"] == {old.serial: "superseded", canary.serial: "cessationOfOperation"}
-    # A key of its own instead: the old server certificate is revoked, and no client's.
-    assert (
-        home.run("sign-server", server_request(ca.make_key("P-256")), NOW)["revoked_serials"] == told["revoked_serials"]
-    )
+    # A key of its own instead: the old server certificate is revoked. They are told exactly what the CRL says.
+    again = home.run("sign-server", server_request(ca.make_key("P-256")), NOW)
+    server = next(entry for entry in home.entries().values() if entry.kind == "server" and entry.reason)
+    assert again["revoked_serials"] == {**told["revoked_serials"], server.serial: "superseded"}
+    assert crl_fetch.serials(again["crl"].encode(), ca=again["ca"].encode()) == {
+        "crl_number": again["crl_number"],
+        "revoked_serials": again["revoked_serials"],
+    }
     later = home.run("sign-server", server_request(gateway_key), NOW + 91 * DAY)
     assert old.serial not in later["revoked_serials"]
 

@@ -7,6 +7,7 @@ signed, replayed to bring a revoked certificate back to life.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -22,10 +23,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from bednet import crl_fetch
+from bednet import crl_fetch, store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 NOW = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
@@ -67,6 +68,7 @@ class Authority:
         last_update: datetime = NOW - timedelta(hours=1),
         next_update: datetime = NOW + timedelta(days=7),
         encoding: Encoding = Encoding.DER,
+        revoked: Mapping[int, x509.ReasonFlags | None] | None = None,
     ) -> bytes:
         builder = (
             x509.CertificateRevocationListBuilder()
@@ -76,6 +78,11 @@ class Authority:
         )
         if number is not None:
             builder = builder.add_extension(x509.CRLNumber(number), critical=False)
+        for serial, reason in (revoked or {}).items():
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(last_update)
+            if reason is not None:
+                entry = entry.add_extension(x509.CRLReason(reason), critical=False)
+            builder = builder.add_revoked_certificate(entry.build())
         return builder.sign(self.key, hashes.SHA256()).public_bytes(encoding)
 
 
@@ -250,6 +257,67 @@ def test_what_is_handed_on_is_decided_upon_once_more(authority: Authority, tmp_p
         assert told.returncode == 1
         assert told.stdout == b""
         assert why in told.stderr
+
+
+def _serials(folder: Path, present: bytes) -> subprocess.CompletedProcess[bytes]:
+    """Run the command as the unit does, for the store."""
+    (folder / "present").write_bytes(present)
+    files = ["--ca", str(folder / "ca.pem"), "--present", str(folder / "present")]
+    return subprocess.run(
+        [sys.executable, "-I", crl_fetch.__file__, "--serials", *files], capture_output=True, check=False
+    )
+
+
+def test_the_list_in_use_is_told_to_the_store_in_force_or_not(authority: Authority, tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    reasons = {
+        0xAB: x509.ReasonFlags.key_compromise,
+        (1 << 159) - 1: None,
+        7: x509.ReasonFlags.certificate_hold,
+        8: x509.ReasonFlags.privilege_withdrawn,
+    }
+    for encoding in (Encoding.PEM, Encoding.DER):
+        done = _serials(tmp_path, authority.crl(9, revoked=reasons, encoding=encoding))
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        assert told == {
+            "crl_number": 9,
+            "revoked_serials": {
+                f"{0xAB:040x}": "keyCompromise",
+                "7" + "f" * 39: "unspecified",
+                f"{7:040x}": "unspecified",
+                f"{8:040x}": "privilegeWithdrawn",
+            },
+        }
+        # What the store makes of it.
+        secrets = store.Secrets({"passwords": {}, "psk": {}, **told})
+        assert secrets.serials == {b"\xab": 1, b"\x7f" + b"\xff" * 19: 0, b"\x07": 0, b"\x08": 9}
+    assert set(crl_fetch.REASONS) == set(store.REASONS)
+
+
+@pytest.mark.parametrize("what", ["another CA's", "no list", "without a number", "nothing"])
+def test_a_list_that_is_not_the_sites_is_not_told_to_the_store(authority: Authority, tmp_path: Path, what: str) -> None:
+    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    present, why = {
+        "another CA's": (Authority.make().crl(9, revoked={1: None}), b"no CA of this site signed it"),
+        "no list": (b"junk", b"not a certificate revocation list"),
+        "without a number": (authority.crl(None, revoked={1: None}), b"it has no CRL number"),
+        "nothing": (b"", b"not a certificate revocation list"),
+    }[what]
+    done = _serials(tmp_path, present)
+    assert done.returncode == 1
+    assert done.stdout == b""
+    assert why in done.stderr
+    assert b"The store keeps what it has" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["--serials", "--output", "x"], ["--url", "http://ca/issuing.crl"], ["--serials", "--file", "-"]]
+)
+def test_options_that_do_not_go_together_are_refused(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        crl_fetch.main(["--ca", "c", "--present", "p", *words])
+    assert stop.value.code == 2
 
 
 def test_a_url_that_is_no_web_address_is_refused() -> None:

@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from bednet import commands
 from bednet.acl_file import compile_acl_file
 from bednet.cli import main
 from bednet.site import load_site
@@ -71,7 +76,9 @@ def test_compile_prints_the_line_of_one_device_as_it_is_in_the_whole(
     assert main(["compile", str(site_folder.path), "--output", str(whole)]) == 0
     capsys.readouterr()
     assert main(["compile", str(site_folder.path), "--device", "temp-101"]) == 0
-    assert capsys.readouterr().out in whole.read_text(encoding="utf-8").splitlines(keepends=True)
+    profile, device = capsys.readouterr().out.splitlines(keepends=True)
+    assert json.loads(profile)["profile"] == json.loads(device)["profile"] == "sensor"
+    assert {profile, device} <= set(whole.read_text(encoding="utf-8").splitlines(keepends=True))
     assert main(["compile", str(site_folder.path), "--device", "temp-1"]) == 1
     told = capsys.readouterr()
     assert told.out == ""
@@ -81,6 +88,179 @@ def test_compile_prints_the_line_of_one_device_as_it_is_in_the_whole(
         with pytest.raises(SystemExit) as stop:
             main(["compile", str(site_folder.path), "--device", "temp-101", *words])
         assert stop.value.code == 2
+
+
+PLANT = """\
+version: 1
+roles:
+  sensor:
+    allow: {publish: ["sensors/{device.id}/#"]}
+  plc:
+    allow: {publish: ["plc/{device.line}/#"]}
+rules:
+  - name: floor
+    when: "'FactoryFloor' in device.tags"
+    during: [{hours: "06:00-22:00", zone: Europe/Berlin}]
+    from: [10.0.0.0/8]
+    allow: {publish: ["factory/{device.location}/#"]}
+  - name: fast
+    when: "has(device.line) && device.line > 5"
+    deny: {publish: ["plc/7/slow"]}
+tests:
+  - {device: temp-101, can: {publish: [sensors/temp-101/x]}, cannot: {publish: [sensors/temp-102/x]}}
+  - {device: temp-102, can: {publish: [sensors/temp-102/x]}}
+"""
+
+
+def entry_of(folder: Path, entry: object, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Compile an entry that lies in a file beside the site: the exit code, and what was printed where."""
+    file = folder.parent / "entry.json"
+    file.write_text(entry if isinstance(entry, str) else json.dumps(entry), encoding="utf-8")
+    code = main(["compile", str(folder), "--entry", str(file), *words])
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+ENTRIES: list[dict[str, object]] = [
+    {"id": "temp-101", "location": "hall-1", "roles": ["sensor"]},
+    {"id": "temp-102", "location": "hall-2", "roles": ["sensor"], "tags": ["FactoryFloor"], "revoked": "superseded"},
+    {"id": "plc-1", "location": "hall-1", "roles": ["sensor", "plc"], "attributes": {"line": 7}},
+    {"id": "plc-2", "location": "Ü-1", "roles": ["plc"], "tags": ["FactoryFloor"], "attributes": {"line": 2}},
+    {
+        "id": "edge-1",
+        "location": "hall-1",
+        "roles": [],
+        "authentication": ["token", "psk"],
+        "until": "2030-01-01T00:00:00Z",
+        "reinstated": "2026-01-01T00:00:00Z",
+    },
+]
+
+
+def test_an_entry_that_comes_from_elsewhere_is_compiled_as_it_is_among_all_devices(
+    site_folder: SiteFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = [{**entry, "location": str(entry["location"]).replace("Ü", "U")} for entry in ENTRIES]
+    site_folder.write(devices=json.dumps({"version": 1, "devices": entries}), policy=PLANT)
+    whole = tmp_path / "site.jsonl"
+    assert main(["compile", str(site_folder.path), "--output", str(whole)]) == 0
+    lines = set(whole.read_text(encoding="utf-8").splitlines(keepends=True))
+    # The site's lists are not looked at: neither that they are there, nor what is in them.
+    (site_folder.path / "devices.yml").write_text("nonsense: [")
+    (site_folder.path / "devices.csv").write_text("nonsense")
+    capsys.readouterr()
+    for entry in entries:
+        code, out, err = entry_of(site_folder.path, entry, capsys)
+        assert code == 0, err
+        assert "no-issuer" in err if "token" in str(entry) else err == ""
+        profile, device = out.splitlines(keepends=True)
+        assert json.loads(device)["device"] == entry["id"]
+        assert json.loads(profile)["profile"] == json.loads(device)["profile"]
+        assert {profile, device} <= lines
+
+
+@pytest.mark.parametrize(
+    ("entry", "code"),
+    [
+        ('{"id": "a", "id": "b"}', "duplicate-key"),
+        ('{"id": "a"', "json-syntax"),
+        ("[]", "wrong-type"),
+        ("{}", "missing-key"),
+        ({**ENTRIES[0], "rolse": []}, "unknown-key"),
+        ({**ENTRIES[0], "id": 7}, "wrong-type"),
+        ({**ENTRIES[0], "id": "a/#"}, "id-wildcard"),
+        ({**ENTRIES[0], "id": "bednet-probe"}, "id-reserved"),
+        ({**ENTRIES[0], "roles": ["senser"]}, "unknown-role"),
+        ({**ENTRIES[0], "roles": "sensor"}, "wrong-type"),
+        ({**ENTRIES[0], "revoked": "because"}, "bad-value"),
+        ({**ENTRIES[0], "until": "soon"}, "bad-time"),
+        ({**ENTRIES[0], "attributes": {"roles": "x"}}, "attribute-name"),
+        ({**ENTRIES[2], "attributes": {"line": 7.5}}, "placeholder-value"),
+        ({**ENTRIES[2], "attributes": {}}, "placeholder-value-missing"),
+        ({**ENTRIES[2], "attributes": {"line": "x"}}, "when-failed"),
+        ({**ENTRIES[0], "key_types": ["RSA-2048"]}, "key-type"),
+        # Its tests are run, and no other's.
+        ({**ENTRIES[0], "roles": []}, "test-failed"),
+    ],
+)
+def test_an_entry_that_is_wrong_is_refused_by_itself(
+    site_folder: SiteFolder, capsys: pytest.CaptureFixture[str], entry: object, code: str
+) -> None:
+    site_folder.write(policy=PLANT)
+    exit_code, out, err = entry_of(site_folder.path, entry, capsys)
+    assert (exit_code, out) == (1, "")
+    assert f"[{code}]" in err
+    assert {line.rpartition("[")[2].rstrip("]") for line in err.splitlines()} == {code}
+    # Nobody knows here what other devices have.
+    assert "no device has" not in err
+
+
+def test_an_entry_is_refused_while_the_policy_is_wrong(
+    site_folder: SiteFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site_folder.write(policy=PLANT.replace("plc/7/slow", "plc/#/slow"))
+    assert entry_of(site_folder.path, ENTRIES[0], capsys)[:2] == (1, "")
+    assert entry_of(site_folder.path / "none", ENTRIES[0], capsys)[:2] == (1, "")
+    (site_folder.path / "policy.yml").unlink()
+    code, out, err = entry_of(site_folder.path, ENTRIES[0], capsys)
+    assert (code, out) == (1, "")
+    assert "[file-missing]" in err
+
+
+def test_an_entry_with_a_csr_says_that_its_key_was_not_compared(
+    site_folder: SiteFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site_folder.write(policy=PLANT)
+    csr = site_folder.path / "csr" / "temp-101.csr"
+    entry = {**ENTRIES[0], "enrolment": "csr"}
+    assert entry_of(site_folder.path, entry, capsys)[2] == ""
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    csr.write_bytes(request.public_bytes(serialization.Encoding.PEM))
+    code, out, err = entry_of(site_folder.path, entry, capsys)
+    assert (code, len(out.splitlines())) == (0, 2)
+    assert "warning: nobody looked whether the key in the CSR of 'temp-101' is another device's" in err
+    csr.write_text("junk")
+    code, out, err = entry_of(site_folder.path, entry, capsys)
+    assert (code, out) == (1, "")
+    assert "[csr-invalid]" in err
+
+
+def test_an_entry_comes_by_stdin_as_well(
+    site_folder: SiteFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site_folder.write()
+
+    def given(raw: bytes) -> tuple[int, str]:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        code = main(["compile", str(site_folder.path), "--entry", "-"])
+        told = capsys.readouterr()
+        assert (told.out == "") is (code == 1)
+        return code, told.out + told.err
+
+    assert given(json.dumps(ENTRIES[0]).encode())[0] == 0
+    assert given(b"")[1].startswith("stdin:1: not valid JSON")
+    assert "stdin:2: byte 0xFF is not UTF-8" in given(b'{\n"id": "\xff"}')[1]
+    assert "more than 4194304 bytes" in given(b" " * (commands.MOST_ENTRY + 1))[1]
+
+
+@pytest.mark.parametrize(
+    "words", [["--output", "x"], ["--access-control", "acl_file"], ["--strictest"], ["--device", "temp-101"]]
+)
+def test_options_that_do_not_go_with_an_entry_are_refused(
+    site_folder: SiteFolder, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    site_folder.write()
+    with pytest.raises(SystemExit) as stop:
+        entry_of(site_folder.path, ENTRIES[0], capsys, *words)
+    assert stop.value.code == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_an_entry_that_is_not_there_is_refused(site_folder: SiteFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    site_folder.write()
+    assert main(["compile", str(site_folder.path), "--entry", str(site_folder.path / "none.json")]) == 1
+    assert "No such file or directory. Cure: name a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["check", "compile"])

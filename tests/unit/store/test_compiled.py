@@ -13,6 +13,7 @@ import json
 import os
 import zoneinfo
 from bisect import bisect_right
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,14 +155,23 @@ def test_the_lines_are_in_order_and_as_many_as_the_first_one_says(folder: Path) 
     }
 
 
-def test_a_device_alone_has_the_line_that_it_has_among_the_others(folder: Path) -> None:
+def test_the_probe_gets_tokens_where_the_site_has_a_service_of_its_own() -> None:
+    site = load_site(EXAMPLE)
+    for issuers, ways, method in ((site.issuers, ["token"], "tls_client_auth"), ({}, [], None)):
+        lines = map(json.loads, compiled.lines(replace(site, issuers=issuers)))
+        probe = next(line for line in lines if line.get("device") == PROBE_ID)
+        assert probe["authentication"] == ["certificate", "password", "psk", *ways]
+        assert probe["token"] == method
+
+
+def test_a_device_alone_has_the_lines_that_it_has_among_the_others(folder: Path) -> None:
     site = load_site(folder)
     lines = list(compiled.lines(site))
-    assert [line for line in lines if line.startswith('{"device"') and PROBE_ID not in line] == [
-        compiled.device_line(site, name) for name in sorted(site.devices)
-    ]
+    alone = [compiled.device_lines(site, name).splitlines(keepends=True) for name in sorted(site.devices)]
+    assert [device for _, device in alone] == [line for line in lines if json.loads(line).get("device") in site.devices]
+    assert all(profile in lines and json.loads(profile)["profile"] in device for profile, device in alone)
     with pytest.raises(KeyError):
-        compiled.device_line(site, "nobody")
+        compiled.device_lines(site, "nobody")
 
 
 def test_a_change_of_a_role_changes_its_profiles_and_no_device(folder: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tests.unit.store import sites
 from tests.unit.store.sites import PASSWORD, PSK, changes, compiled, content, device, many, profile, rule, secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 KINDS = {
     b"devices": store.DEVICE_CHANGED,
@@ -383,19 +383,24 @@ def test_a_device_that_is_not_there_cannot_be_revoked(plant: store.Store, name: 
     assert list(plant.raw()) == before
 
 
-def test_one_device_is_written_without_a_look_at_the_others(plant: store.Store) -> None:
-    last = plant.status()["last_change"]
-    line = json.dumps(device("new", "sensor", "password", until=1_800_000_000)) + "\n"
-    given_secrets = secrets(passwords={"new": PASSWORD, "word": PASSWORD})
-    assert plant.put(line, given_secrets)["devices"] == 4
-    password = store.Password(101, sites.SALT, sites.HASH)
-    assert plant.get("new") == store.Device(store.profile_key("sensor"), password=password, until=1_800_000_000)
-    assert plant.put(line, given_secrets)["changed"] is False
-    assert changes(plant.folder, last) == [(store.DEVICE_CHANGED, b"new")]
+def alone(entry: sites.Json, *rules: sites.Json, names: Iterable[str] = ()) -> str:
+    """Return what ``put`` reads: a device's profile, and the device."""
+    return "".join(json.dumps(line) + "\n" for line in (profile(str(entry["profile"]), *rules, names=names), entry))
 
 
 def line_of(name: str, *authentication: str, **more: Any) -> str:
-    return json.dumps(device(name, "sensor", *authentication, **more)) + "\n"
+    return alone(device(name, "sensor", *authentication, **more))
+
+
+def test_one_device_is_written_without_a_look_at_the_others(plant: store.Store) -> None:
+    last = plant.status()["last_change"]
+    lines = line_of("new", "password", until=1_800_000_000)
+    given_secrets = secrets(passwords={"new": PASSWORD, "word": PASSWORD})
+    assert plant.put(lines, given_secrets)["devices"] == 4
+    password = store.Password(101, sites.SALT, sites.HASH)
+    assert plant.get("new") == store.Device(store.profile_key("sensor"), password=password, until=1_800_000_000)
+    assert plant.put(lines, given_secrets)["changed"] is False
+    assert changes(plant.folder, last) == [(store.DEVICE_CHANGED, b"new")]
 
 
 def test_one_device_keeps_the_secrets_that_it_has(plant: store.Store) -> None:
@@ -413,58 +418,151 @@ def test_one_device_keeps_the_secrets_that_it_has(plant: store.Store) -> None:
 
 def test_one_device_that_is_revoked_stays_so_until_there_is_a_mark(plant: store.Store) -> None:
     plant.revoke("word", "superseded")
-    line = line_of("word", "certificate", "password")
-    result = plant.put(line)
-    assert result["kept_revoked"] == [{"device": "word", "reason": "superseded"}]
-    assert (result["changed"], result["reinstated"]) == (False, [])
+    before = list(plant.raw())
+    with pytest.raises(store.Refused, match=r"word is revoked \(superseded\), and was not reinstated since"):
+        plant.put(line_of("word", "certificate", "password"))
+    assert list(plant.raw()) == before
     result = plant.put(line_of("word", "certificate", "password", reinstated=5))
     assert result["reinstated"] == [{"device": "word", "reason": "superseded"}]
     # Its secret is gone, and comes with the next roll-out.
     assert result["without_secret"] == ["word"]
     assert plant.put(line_of("word", "certificate", revoked="superseded", reinstated=5))["revoked"] == ["word"]
-    assert plant.put(line_of("word", "certificate", reinstated=5))["kept_revoked"] != []
+    with pytest.raises(store.Refused, match="word is revoked"):
+        plant.put(line_of("word", "certificate", reinstated=5))
     # A mark of one in service counts from then on.
     plant.put(line_of("cert", reinstated=9))
     plant.revoke("cert", "superseded")
-    assert plant.put(line_of("cert", reinstated=9))["kept_revoked"] != []
+    with pytest.raises(store.Refused, match="cert is revoked"):
+        plant.put(line_of("cert", reinstated=9))
+
+
+def test_one_device_that_was_revoked_and_is_no_longer_listed_does_not_come_back_alone(plant: store.Store) -> None:
+    plant.revoke("word", "superseded")
+    plant.apply(compiled([device("cert")]), secrets())
+    assert plant.get("word") is None
+    with pytest.raises(store.Refused, match=r"word is revoked \(superseded\)"):
+        plant.put(line_of("word"))
+    assert plant.put(line_of("word", reinstated=1))["reinstated"] == [{"device": "word", "reason": "superseded"}]
+
+
+def test_a_compromise_of_one_device_is_not_made_less(plant: store.Store) -> None:
+    plant.revoke("word", "keyCompromise")
+    before = list(plant.raw())
+    with pytest.raises(store.Refused, match="that cannot be made less"):
+        plant.put(line_of("word", revoked="superseded"))
+    assert list(plant.raw()) == before
+    # It has new keys since, and is revoked once more.
+    assert plant.put(line_of("word", revoked="superseded", reinstated=5))["changed"] is True
+    assert record(plant.folder, "word").revoked == store.REASONS["superseded"]
 
 
 def test_one_device_is_the_same_alone_and_among_the_others(plant: store.Store, tmp_path: Path) -> None:
-    rules = rule("role/x/allow/publish/0", 1, "/", 2)
-    lines = compiled([device("a", "x", values=["1", "2"])], [profile("x", rules, names=["n", "m"])])
+    rules = rule("role/x/allow/publish/0", 1, "/", 2, during=[{"days": 1, "from": 0, "to": 9, "zone": "Europe/Berlin"}])
+    lines = compiled([device("a", "x", values=["1", "2"])], [profile("x", rules, names=["n", "m"])], [sites.BERLIN])
     whole = store.Store(tmp_path / "whole")
     whole.apply(lines, secrets())
     expected = content(whole.folder)
-    whole.put(json.dumps(json.loads(lines[-1]) | {"until": 7}) + "\n", secrets())
-    whole.put(lines[-1], secrets())
+    whole.put(lines[2] + json.dumps(json.loads(lines[3]) | {"until": 7}) + "\n", secrets())
+    assert content(whole.folder) != expected
+    whole.put(lines[2] + lines[3], secrets())
     assert content(whole.folder) == expected
 
 
+SENSOR = json.dumps(profile()) + "\n"
+NEW = json.dumps(device("new")) + "\n"
+
+
 @pytest.mark.parametrize(
-    ("line", "why"),
+    ("lines", "why"),
     [
-        (json.dumps(device("new", "unknown")) + "\n", "does not have the profile of new"),
-        (json.dumps(device("new/#")) + "\n", "'new/#' cannot be a device's id"),
-        (json.dumps(device("new") | {"device": 7}) + "\n", "7 cannot be a device's id"),
-        (json.dumps(device("new") | {"values": ["+"]}) + "\n", "which cannot stand in a topic"),
-        (json.dumps(device("new") | {"profile": None}) + "\n", "which the file does not list"),
-        (json.dumps(device("new")), "the line has no end"),
-        ("", "the line has no end"),
+        (alone(device("new", "unknown")), "no device with the roles and rules of new so far"),
+        (alone(device("new/#")), "'new/#' cannot be a device's id"),
+        (alone(device("new") | {"device": 7}), "7 cannot be a device's id"),
+        (alone(device("bednet-probe")), "'bednet-probe' is no device of the site"),
+        (alone(device("new", values=["+"]), names=["n"]), "which cannot stand in a topic"),
+        (alone(device("new", values=["1"])), "has not the 0 values of its profile"),
+        (SENSOR + json.dumps(device("new", "other")) + "\n", "which the file does not list"),
+        (SENSOR + json.dumps(device("new") | {"profile": None}) + "\n", "which the file does not list"),
+        (SENSOR + NEW[:-1], "the line has no end"),
+        (NEW, "a profile"),
+        (SENSOR, "the file ends too early"),
+        (SENSOR + NEW + NEW, "stdin:3: more lines than a profile and a device"),
+        ("", "the file ends too early"),
     ],
 )
-def test_one_device_that_is_unsound_is_refused(plant: store.Store, line: str, why: str) -> None:
+def test_one_device_that_is_unsound_is_refused(plant: store.Store, lines: str, why: str) -> None:
     before = list(plant.raw())
     with pytest.raises(store.Refused, match=why):
-        plant.put(line, secrets())
+        plant.put(lines, secrets())
     assert list(plant.raw()) == before
 
 
-def test_one_device_that_lacks_a_value_of_its_profile_is_refused(folder: Path) -> None:
-    rules = rule("role/x/allow/publish/0", 1)
+@pytest.mark.parametrize(
+    "other",
+    [
+        # The same values would mean something else, or too many topics.
+        alone(device("a", "x", values=["1"]), rule("role/x/allow/publish/0", "b/", 1), names=["m"]),
+        alone(device("a", "x"), rule("role/x/allow/publish/0", "a/1"), names=[]),
+        alone(device("a", "x", values=["1"]), rule("role/x/allow/publish/0", "a/", 1), rule(), names=["n"]),
+    ],
+)
+def test_one_device_of_another_policy_is_refused(folder: Path, other: str) -> None:
     plant = store.Store(folder)
+    rules = rule("role/x/allow/publish/0", "a/", 1)
     plant.apply(compiled([device("a", "x", values=["1"])], [profile("x", rules, names=["n"])]), secrets())
-    with pytest.raises(store.Refused, match="does not have the profile of a"):
-        plant.put(json.dumps(device("a", "x")) + "\n", secrets())
+    before = list(plant.raw())
+    with pytest.raises(store.Refused, match="the profile of a says something else in the store"):
+        plant.put(other)
+    assert list(plant.raw()) == before
+
+
+def test_a_list_of_the_ca_adds_serial_numbers_and_takes_none_away(plant: store.Store) -> None:
+    plant.apply(compiled([device("cert")]), secrets(revoked_serials={"0A": "superseded"}) | {"crl_number": 7})
+    last = plant.status()["last_change"]
+    told = {"crl_number": 8, "revoked_serials": {"0b": "keyCompromise"}}
+    result = plant.add_serials(told)
+    assert (result["changed"], result["revoked_serials"], result["older_crl"]) == (True, 1, False)
+    assert changes(plant.folder, last) == [(store.SERIAL_CHANGED, b"\x0b")]
+    known = {key: number for database, key, number in plant.raw() if database == b"revoked"}
+    assert known == {b"\x0a": b"\x04", b"\x0b": b"\x01"}
+    # The same list, and an older one, say nothing new.
+    for number in (8, 6):
+        result = plant.add_serials({"crl_number": number, "revoked_serials": {"0c": "superseded"}})
+        assert (result["changed"], result["revoked_serials"], result["older_crl"]) == (False, 0, number == 6)
+    # A roll-out that has not heard of it yet takes nothing away; one that has makes it exact.
+    lines = compiled([device("cert")])
+    assert plant.apply(lines, secrets(revoked_serials={"0A": "superseded"}) | {"crl_number": 7})["older_crl"] is True
+    assert {key for database, key, _ in plant.raw() if database == b"revoked"} == {b"\x0a", b"\x0b"}
+    assert plant.apply(lines, secrets(revoked_serials={"0B": "superseded"}) | {"crl_number": 8})["changed"] is True
+    assert {key for database, key, _ in plant.raw() if database == b"revoked"} == {b"\x0b"}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        None,
+        [],
+        {},
+        {"crl_number": 9},
+        {"crl_number": None, "revoked_serials": {}},
+        {"crl_number": "9", "revoked_serials": {}},
+        {"crl_number": -1, "revoked_serials": {}},
+        {"crl_number": 9, "revoked_serials": {"xyz": "superseded"}},
+        {"crl_number": 9, "revoked_serials": {"0a": "whatever"}},
+        {"crl_number": 9, "revoked_serials": {}, "passwords": {"word": PASSWORD}},
+    ],
+)
+def test_a_list_that_is_none_changes_nothing(plant: store.Store, told: object) -> None:
+    before = list(plant.raw())
+    with pytest.raises(store.Refused):
+        plant.add_serials(told)
+    assert list(plant.raw()) == before
+
+
+def test_a_list_makes_no_store(folder: Path) -> None:
+    with pytest.raises(store.Refused, match="there is no store"):
+        store.Store(folder).add_serials({"crl_number": 9, "revoked_serials": {}})
+    assert not folder.exists()
 
 
 def test_many_changes_at_once_are_one_entry_that_says_everything(folder: Path) -> None:

@@ -513,6 +513,20 @@ def test_secrets_that_are_no_json_are_refused_and_not_repeated(folder: Path, tmp
     assert done.stderr == "bednet-store: stdin is not JSON. Cure: give the secrets; see docs/store.md\n"
 
 
+def test_a_list_of_the_ca_comes_by_stdin_and_is_refused_as_a_whole(folder: Path) -> None:
+    told = {"crl_number": 9, "revoked_serials": {"0a": "superseded"}}
+    done = tool(folder, "crl", stdin=json.dumps(told))
+    assert (done.returncode, json.loads(done.stdout)["revoked_serials"]) == (0, 1)
+    for stdin, why in (
+        ("", "crl: stdin is not JSON"),
+        (json.dumps(told)[:-2], "crl: stdin is not JSON"),
+        (json.dumps({**told, "psk": {}}), "crl: this is not crl_number and revoked_serials"),
+    ):
+        done = tool(folder, "crl", stdin=stdin)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert why in done.stderr
+
+
 def test_a_file_that_is_missing_or_no_text_is_refused(folder: Path, tmp_path: Path) -> None:
     assert f"{tmp_path / 'none'}: No such file or directory. Cure:" in tool(folder, "apply", tmp_path / "none").stderr
     site = tmp_path / "site.jsonl"
