@@ -11,6 +11,7 @@ Offers:
 - :class:`Session`: a live MQTT session (3.1.1 or 5) whose events are waited for, never slept for.
 - :meth:`Session.fence`: the proof that nothing arrives: a permitted message sent later has arrived.
 - :func:`dial`, :class:`Channel`, :func:`connect_packet`, ...: raw bytes, where a library is too well-behaved.
+- :func:`request`: one HTTP request to a token service, over the same TLS; what came of it as a :class:`Reply`.
 
 Nothing here raises on a refusal: a refusal is what a probe looks for, so it comes back as a value. What raises is a
 :class:`ProbeError`: the probe could not find out.
@@ -18,7 +19,11 @@ Nothing here raises on a refusal: a refusal is what a probe looks for, so it com
 
 from __future__ import annotations
 
+import base64
 import functools
+import http.client
+import io
+import json
 import os
 import re
 import secrets
@@ -31,7 +36,8 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
+from urllib.parse import urlencode
 
 import paho.mqtt.client as paho
 from cryptography import x509
@@ -46,7 +52,7 @@ from bednet import psk
 from bednet.errors import BednetError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -409,9 +415,10 @@ class Channel:
         else:
             self._incoming.write_eof()
 
-    def shake_hands(self, timeout: float = TIMEOUT) -> None:
+    def shake_hands(self, timeout: float = TIMEOUT, grace: float = _VERDICT_GRACE) -> None:
         """Complete the TLS handshake and wait until the server has judged our certificate.
 
+        :param grace: seconds that a server is given which says nothing of its own accord after a TLS 1.3 handshake.
         :raises OSError: as :mod:`ssl` does, on a refusal by either side or a lost connection.
         """
         if self._tls is None:
@@ -431,9 +438,9 @@ class Channel:
         self.certificate = self._tls.getpeercert(binary_form=True)
         if getattr(self._tls.context, "psk_only", False):
             _check_psk(self._tls)
-        if self._tls.version() == "TLSv1.3":
+        if self._tls.version() == "TLSv1.3" and grace > 0:
             with suppress(TimeoutError):
-                self._fill(min(deadline, time.monotonic() + _VERDICT_GRACE))
+                self._fill(min(deadline, time.monotonic() + grace))
             with suppress(ssl.SSLWantReadError):
                 self._early = self._tls.read(1)
 
@@ -539,7 +546,7 @@ def handshake(
 
 
 def _handshake(
-    listener: Listener, credentials: Credentials, offer: Offer, timeout: float
+    listener: Listener, credentials: Credentials, offer: Offer, timeout: float, grace: float = _VERDICT_GRACE
 ) -> tuple[Handshake, Channel | None]:
     try:
         context = tls_context(offer, credentials, listener.ca)
@@ -552,7 +559,7 @@ def _handshake(
         return Handshake(failure.outcome, failure.reason), None
     channel = Channel(sock, context, listener.server_name or listener.host)
     try:
-        channel.shake_hands(timeout)
+        channel.shake_hands(timeout, grace)
     except OSError as exc:
         channel.close()
         outcome, reason = _tls_failure(exc)
@@ -1325,3 +1332,144 @@ _PAHO_3 = {
     "Bad user name or password": 4,
     "Not authorized": 5,
 }
+
+
+# --- HTTP -----------------------------------------------------------------------------------------------------------
+
+_MOST_REPLY = 1 << 20
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of an HTTP request.
+
+    :param outcome: ACCEPTED for any answer in HTTP, whatever its status; else what happened instead.
+    :param status: None without an answer in HTTP.
+    :param headers: by their names in lower case; of one that comes twice the last.
+    """
+
+    outcome: Outcome
+    reason: str
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = field(default=b"", repr=False)
+    tls: Handshake | None = None
+
+    def json(self) -> dict[str, Any]:
+        """Return the JSON object that it carries; an empty one where it carries none."""
+        try:
+            document = json.loads(self.body)
+        except (ValueError, RecursionError):
+            return {}
+        return document if isinstance(document, dict) else {}
+
+    def __str__(self) -> str:
+        """Say what an operator may see: never the body, which may be a token."""
+        if self.status is None:
+            return _phrase(self.outcome, self.reason)
+        error = self.json().get("error")
+        return f"status {self.status}" + (f", {error}" if isinstance(error, str) else "")
+
+
+class _Received:
+    """Bytes that were received, in the form that the standard library reads an HTTP response from."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, _mode: str) -> io.BytesIO:
+        return io.BytesIO(self._data)
+
+
+def request(
+    listener: Listener,
+    method: str,
+    path: str,
+    *,
+    credentials: Credentials = NOBODY,
+    form: Mapping[str, str] | None = None,
+    headers: Sequence[tuple[str, str]] = (),
+    timeout: float = TIMEOUT,
+) -> Reply:
+    """Send one HTTP/1.1 request, over TLS or, to a listener without, in the clear; redirects are not followed.
+
+    :param credentials: the client certificate to show, or a user name and password for HTTP's own authentication
+        (RFC 7617).
+    :param form: sent as the body, in the form that OAuth 2.0 has (RFC 6749, appendix B).
+    :param headers: sent as they are, beside `Host` and what the body needs.
+    :param timeout: seconds for the handshake, and again for the answer.
+    :raises ValueError: if a password would go to a server whose certificate is not checked.
+    """
+    if credentials.password and (listener.ca is None or not listener.tls):
+        raise ValueError("a password is not sent to a server whose certificate is not checked: give the listener a ca")
+    tls: Handshake | None = None
+    if listener.tls:
+        tls, opened = _handshake(listener, credentials, MODERN, timeout, 0)
+        if opened is None:
+            return Reply(tls.outcome, tls.reason, tls=tls)
+        channel = opened
+    else:
+        try:
+            channel = Channel(socket.create_connection((listener.host, listener.port), timeout))
+        except OSError as exc:
+            failure = _tcp_failure(exc)
+            return Reply(failure.outcome, failure.reason)
+    with channel:
+        try:
+            channel.send(_http_request(listener, f"{method} {path}", credentials, form, headers))
+            data = _receive_all(channel, timeout)
+        except OSError as exc:
+            outcome, reason = _tls_failure(exc)
+            return Reply(outcome, reason, tls=tls)
+    return _read_reply(data, method, tls)
+
+
+def _read_reply(data: bytes, method: str, tls: Handshake | None) -> Reply:
+    if not data:
+        return Reply(Outcome.CLOSED, Outcome.CLOSED.value, tls=tls)
+    if data[0] == 0x15 and len(data) >= 7:  # noqa: PLR2004 - a TLS alert to a client without TLS
+        return Reply(Outcome.ALERT, _ALERTS.get(data[6], f"alert {data[6]}"), tls=tls)
+    answer = http.client.HTTPResponse(cast("socket.socket", _Received(data)), method=method)
+    try:
+        answer.begin()
+        body = answer.read()
+    except (http.client.HTTPException, OSError, ValueError):
+        return Reply(Outcome.MISMATCH, f"{len(data)} bytes that are no HTTP", tls=tls)
+    told = {name.lower(): value for name, value in answer.getheaders()}
+    return Reply(Outcome.ACCEPTED, "answered", answer.status, told, body, tls)
+
+
+def _http_request(
+    listener: Listener,
+    what: str,
+    credentials: Credentials,
+    form: Mapping[str, str] | None,
+    headers: Sequence[tuple[str, str]],
+) -> bytes:
+    body = urlencode(form).encode("ascii") if form is not None else b""
+    lines = [("Host", f"{listener.server_name or listener.host}:{listener.port}"), ("Connection", "close"), *headers]
+    if credentials.username is not None:
+        password = credentials.password or ""
+        secret = password if isinstance(password, bytes) else password.encode()
+        pair = base64.b64encode(credentials.username.encode() + b":" + secret).decode("ascii")
+        lines.append(("Authorization", f"Basic {pair}"))
+    if form is not None:
+        lines += [("Content-Type", "application/x-www-form-urlencoded"), ("Content-Length", str(len(body)))]
+    text = "".join(f"{name}: {value}\r\n" for name, value in lines)
+    return f"{what} HTTP/1.1\r\n{text}\r\n".encode("latin-1") + body
+
+
+def _receive_all(channel: Channel, timeout: float) -> bytes:
+    """Return all that comes until the server closes; what came before it broke off is an answer as well."""
+    deadline, data = time.monotonic() + timeout, b""
+    while len(data) < _MOST_REPLY:
+        try:
+            more = channel.receive(max(deadline - time.monotonic(), 0.001))
+        except OSError:
+            if data:
+                break
+            raise
+        if not more:
+            break
+        data += more
+    return data

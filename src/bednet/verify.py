@@ -3,9 +3,11 @@
 
 Offers:
 
-- :data:`CHECKS`: every check, each a :class:`Check` with its layer, its sentence and the function that runs it.
-- :func:`read_input`: the gateways and the probe's identity, from the JSON file that the role `verification` writes.
-- :func:`verify`: run the checks against every gateway; returns a :class:`Report`.
+- :data:`CHECKS`: every check of a gateway, each a :class:`Check` with its layer, its sentence and the function that
+  runs it; :data:`SERVICE_CHECKS`: those of a host of the token service.
+- :func:`read_input`: the gateways, the hosts of the token service and the probe's identity, from the JSON file that the
+  role `verification` writes.
+- :func:`verify`: run the checks against all of them; returns a :class:`Report`.
 - :func:`read_report`, :meth:`Report.write`: a report as a JSON file. :func:`table`: a report as a table for people.
 - :func:`add_parser`: the subcommands `verify` and `report` of the command line.
 
@@ -16,18 +18,21 @@ in the check itself - is a failure: an open broker must never pass because the p
 from __future__ import annotations
 
 import base64
+import binascii
 import contextlib
 import ipaddress
 import json
 import logging
 import secrets
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from urllib.parse import quote
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -40,7 +45,18 @@ from rich.text import Text
 
 from bednet import probe
 from bednet.errors import BednetError
-from bednet.probe import Answer, Credentials, Handshake, Listener, NothingArrivedError, Offer, Outcome, Session, Will
+from bednet.probe import (
+    Answer,
+    Credentials,
+    Handshake,
+    Listener,
+    NothingArrivedError,
+    Offer,
+    Outcome,
+    Reply,
+    Session,
+    Will,
+)
 from bednet.site import PROBE_OWN, PROBE_READ_ONLY, PROBE_WRITE_ONLY
 
 if TYPE_CHECKING:
@@ -114,11 +130,34 @@ class Gateway:
 
 
 @dataclass(frozen=True)
+class Service:
+    """A host of the token service as it claims to be configured.
+
+    :param name: another one than any gateway's; the report goes by it.
+    :param server_name: the DNS name that its certificate carries; several hosts may stand behind one.
+    :param audiences: for whom a token may be asked beside the whole site (RFC 8707): ``mqtts://`` and a gateway's name.
+    """
+
+    name: str
+    address: str
+    server_name: str
+    port: int = 8443
+    tls_versions: tuple[str, ...] = ("1.2", "1.3")
+    audiences: tuple[str, ...] = ()
+
+    @property
+    def issuer(self) -> str:
+        """What it calls itself (RFC 8414, 2)."""
+        return f"https://{self.server_name}:{self.port}"
+
+
+@dataclass(frozen=True)
 class Identity:
     """The identity that the checks use, ``bednet-probe``; its grants are built into the policy (:mod:`bednet.site`).
 
     :param ca: PEM file with the site's root CA, and perhaps its issuing CA.
     :param psk: its pre-shared key; None will do where no gateway has a listener for one.
+    :param other: a second certificate of the same identity with a key of its own: a token is bound to one of the two.
     """
 
     id: str
@@ -127,6 +166,7 @@ class Identity:
     ca: Path
     password: str = field(repr=False)
     psk: bytes | None = field(default=None, repr=False)
+    other: Credentials | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +177,7 @@ class Input:
     identity: Identity
     canary: Credentials
     checks: Scope = "all"
+    services: tuple[Service, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,8 +194,54 @@ class Verdict:
         )
 
 
+class Place(Protocol):
+    """What a gateway and a host of the token service have in common."""
+
+    @property
+    def name(self) -> str:
+        """By which the report goes."""
+
+    @property
+    def address(self) -> str:
+        """Where the probe connects to."""
+
+    @property
+    def server_name(self) -> str:
+        """The name that its certificate carries."""
+
+    @property
+    def tls_versions(self) -> tuple[str, ...]:
+        """Those that must be accepted."""
+
+
+class Doors(Protocol):
+    """The TLS listeners of a place, and what opens them."""
+
+    @property
+    def place(self) -> Place:
+        """Whose they are."""
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """Every TLS listener."""
+
+    @property
+    def with_certificate(self) -> list[Listener]:
+        """Those that show a certificate."""
+
+    @property
+    def has_address(self) -> bool:
+        """Whether the certificate must carry the address, too."""
+
+    def credentials(self, listener: Listener) -> Credentials:
+        """Return what completes a handshake there."""
+
+
+T_contra = TypeVar("T_contra", bound=Doors, contravariant=True)
+
+
 @dataclass(frozen=True)
-class Check:
+class Check(Generic[T_contra]):
     """One check.
 
     :param layer: encryption, authentication, access control, limits or reachability.
@@ -162,20 +249,20 @@ class Check:
     :param bite: whether it is one of the few that end a deployment.
     :param session: whether it takes the identity's session, or would on a lax gateway; a gateway holds one session for
         an identity, so these run one after the other.
-    :param applies: whether there is anything to check on this gateway.
+    :param applies: whether there is anything to check there.
     """
 
     layer: str
     name: str
     bite: bool
-    run: Callable[[Target], Verdict]
+    run: Callable[[T_contra], Verdict]
     session: bool = False
-    applies: Callable[[Gateway], bool] = lambda _: True
+    applies: Callable[[T_contra], bool] = lambda _: True
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a check said about a gateway."""
+    """What a check said about a gateway, or a host of the token service."""
 
     layer: str
     check: str
@@ -249,10 +336,14 @@ def read_input(path: Path) -> Input:
     :raises VerifyError: if it is unreadable, has unknown, missing or mistyped keys, or names no gateway.
     """
     document = _read_json(path)
-    _only(document, {"gateways", "identity", "canary", "checks"}, f"{path}")
+    _only(document, {"gateways", "token_services", "identity", "canary", "checks"}, f"{path}")
     try:
         gateways = tuple(
             _gateway(item, f"{path}: gateway {number}") for number, item in enumerate(document["gateways"], 1)
+        )
+        services = tuple(
+            _service(item, f"{path}: token service {number}")
+            for number, item in enumerate(document.get("token_services", []), 1)
         )
         identity = _identity(document["identity"], f"{path}: identity")
         _only(document["canary"], {"certificate", "key"}, f"{path}: canary")
@@ -270,10 +361,23 @@ def read_input(path: Path) -> Input:
         raise VerifyError(f"{path}: identity: psk_file is missing, and a gateway has a listener for pre-shared keys")
     if len({gateway.name for gateway in gateways}) != len(gateways):
         raise VerifyError(f"{path}: two gateways have the same name")
-    for file in (identity.certificate, identity.key, identity.ca, canary.certificate, canary.key):
+    names = [gateway.name for gateway in gateways] + [service.name for service in services]
+    if len(set(names)) != len(names):
+        raise VerifyError(f"{path}: a host of the token service has the name of another one, or of a gateway")
+    other = identity.other or Credentials()
+    files = (
+        identity.certificate,
+        identity.key,
+        identity.ca,
+        canary.certificate,
+        canary.key,
+        other.certificate,
+        other.key,
+    )
+    for file in files:
         if file is not None and not file.is_file():
             raise VerifyError(f"{path}: there is no file {file}")
-    return Input(gateways, identity, canary, checks)
+    return Input(gateways, identity, canary, checks, services)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -310,8 +414,21 @@ def _gateway(item: Mapping[str, Any], where: str) -> Gateway:
     return gateway
 
 
+def _service(item: Mapping[str, Any], where: str) -> Service:
+    _only(item, set(Service.__dataclass_fields__), where)
+    lists = {name: tuple(item[name]) for name in ("tls_versions", "audiences") if item.get(name) is not None}
+    service = Service(**{**item, **lists})
+    if not service.tls_versions or set(service.tls_versions) - {"1.2", "1.3"}:
+        raise VerifyError(f'{where}: tls_versions is {list(service.tls_versions)}, expected "1.2", "1.3" or both')
+    if type(service.port) is not int:
+        raise VerifyError(f"{where}: port is not a number")
+    if not all(isinstance(audience, str) for audience in service.audiences):
+        raise VerifyError(f"{where}: audiences is {list(service.audiences)}, expected words")
+    return service
+
+
 def _identity(item: Mapping[str, Any], where: str) -> Identity:
-    _only(item, {"id", "certificate", "key", "ca", "password_file", "psk_file"}, where)
+    _only(item, {"id", "certificate", "key", "ca", "password_file", "psk_file", "other"}, where)
     password = _secret(item["password_file"], f"{where}: the password file")
     psk = None
     if item.get("psk_file") is not None:
@@ -320,8 +437,18 @@ def _identity(item: Mapping[str, Any], where: str) -> Identity:
         except ValueError:
             # Without the text itself, and without the error, which holds a part of it.
             raise VerifyError(f"{where}: the pre-shared key is not in hexadecimal digits") from None
+    other = None
+    if item.get("other") is not None:
+        _only(item["other"], {"certificate", "key"}, f"{where}: other")
+        other = Credentials(Path(item["other"]["certificate"]), Path(item["other"]["key"]))
     return Identity(
-        item["id"], Path(item["certificate"]), Path(item["key"]), Path(item["ca"]), password=password, psk=psk
+        item["id"],
+        Path(item["certificate"]),
+        Path(item["key"]),
+        Path(item["ca"]),
+        password=password,
+        psk=psk,
+        other=other,
     )
 
 
@@ -355,6 +482,29 @@ class Target:
     identity: Identity
     canary: Credentials
     forgeries: Forgeries
+    purse: Purse | None = None
+
+    @property
+    def place(self) -> Place:
+        """The gateway."""
+        return self.gateway
+
+    @property
+    def has_address(self) -> bool:
+        """A gateway's certificate carries its address: devices need no name service."""
+        return True
+
+    @property
+    def tokens(self) -> Purse | None:
+        """Tokens of the probe, where the gateway takes any."""
+        return self.purse if self.gateway.access_control == "plugin" else None
+
+    @property
+    def elsewhere(self) -> str | None:
+        """For whom a token may be asked that is not for this gateway; None where there is nobody else."""
+        own = f"mqtts://{self.gateway.server_name}"
+        audiences = self.tokens.services[0].service.audiences if self.tokens else ()
+        return next((audience for audience in audiences if audience != own), None)
 
     def listener(self, port: int, *, websockets: bool = False) -> Listener:
         """Return a TLS listener whose certificate is checked against the site's CA."""
@@ -434,6 +584,114 @@ class Target:
         session.subscribe("#", f"{PROBE_READ_ONLY}/#", f"{PROBE_OWN}/#")
 
 
+@dataclass(frozen=True)
+class ServiceTarget:
+    """A host of the token service, and everything a check needs to knock on its door."""
+
+    service: Service
+    identity: Identity
+    forgeries: Forgeries
+    purse: Purse
+
+    @property
+    def place(self) -> Place:
+        """The host."""
+        return self.service
+
+    @property
+    def listener(self) -> Listener:
+        """Its one listener."""
+        return Listener(self.service.address, self.service.port, self.identity.ca, self.service.server_name)
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """Its one listener."""
+        return [self.listener]
+
+    @property
+    def with_certificate(self) -> list[Listener]:
+        """Its one listener."""
+        return [self.listener]
+
+    @property
+    def has_address(self) -> bool:
+        """Its certificate carries the name that all of its hosts have."""
+        return False
+
+    @property
+    def certificate(self) -> Credentials:
+        """The probe's certificate."""
+        return Credentials(self.identity.certificate, self.identity.key)
+
+    def credentials(self, _: Listener) -> Credentials:
+        """Return nothing: whoever has no certificate may ask as well."""
+        return probe.NOBODY
+
+    def get(self, path: str) -> Reply:
+        """Get a document."""
+        return probe.request(self.listener, "GET", path)
+
+    def ask(
+        self,
+        credentials: Credentials = probe.NOBODY,
+        path: str = "/token",
+        *,
+        headers: Sequence[tuple[str, str]] = (),
+        **form: str,
+    ) -> Reply:
+        """Ask as OAuth 2.0 does (RFC 6749, 4.4.2); nothing else is in the form than what is given."""
+        return probe.request(self.listener, "POST", path, credentials=credentials, form=form, headers=headers)
+
+    def ask_as_probe(
+        self, credentials: Credentials = probe.NOBODY, *, headers: Sequence[tuple[str, str]] = (), **more: str
+    ) -> Reply:
+        """Ask for a token in the probe's name."""
+        return self.ask(
+            credentials, headers=headers, grant_type="client_credentials", client_id=self.identity.id, **more
+        )
+
+
+class NoTokenError(probe.ProbeError):
+    """The token service gave none, so nothing can be learnt with one."""
+
+
+class Purse:
+    """Tokens of the probe, each asked for when it is wanted first; they live longer than any run.
+
+    :ivar services: where they come from.
+    """
+
+    def __init__(self) -> None:
+        self.services: list[ServiceTarget] = []
+        self._held: dict[tuple[str, str | None], Reply] = {}
+        self._guard = threading.Lock()
+
+    def reply(self, target: ServiceTarget, audience: str | None = None) -> Reply:
+        """Return what this host of the token service answers to the probe with its certificate.
+
+        :param audience: ask for a token for this one alone (RFC 8707).
+        """
+        key = target.service.name, audience
+        with self._guard:
+            if key not in self._held:
+                more: dict[str, str] = {} if audience is None else {"resource": audience}
+                self._held[key] = target.ask_as_probe(target.certificate, headers=(), **more)
+            return self._held[key]
+
+    def token(self, target: ServiceTarget | None = None, audience: str | None = None) -> str:
+        """Return a token.
+
+        :param target: default: the first host.
+        :raises NoTokenError: when the service gives none.
+        """
+        asked = target or self.services[0]
+        reply = self.reply(asked, audience)
+        token = reply.json().get("access_token") if reply.status == _OK else None
+        if not isinstance(token, str):
+            raise NoTokenError(f"{asked.service.name} gives the probe no token, so nothing was learnt: {reply}")
+        return token
+
+
 def _everywhere(listeners: Sequence[Listener], look: Callable[[Listener], Verdict]) -> Verdict:
     """Hold one check against several listeners: it passes if it passes on each."""
     verdicts = [(listener, look(listener)) for listener in listeners]
@@ -476,7 +734,7 @@ def _answers(target: Target) -> Verdict:
     return _everywhere(target.listeners, look)
 
 
-REACHABLE = Check("reachability", "the gateway answers", True, _answers)
+REACHABLE: Check[Target] = Check("reachability", "the gateway answers", True, _answers)
 """Runs first on each gateway; where it fails, the other checks would learn nothing and are left out."""
 
 
@@ -521,14 +779,14 @@ _ANY_SUITE = (
 )
 
 
-def _old_tls_refused(target: Target) -> Verdict:
+def _old_tls_refused(target: Doors) -> Verdict:
     def look(listener: Listener) -> Verdict:
         verdicts = [
             (f"TLS {version}", _alert(probe.hello(listener, version, _ANY_SUITE), "protocol version"))
             for version in ("1.0", "1.1", "1.2")
-            if version not in target.gateway.tls_versions
+            if version not in target.place.tls_versions
         ]
-        if "1.3" not in target.gateway.tls_versions:
+        if "1.3" not in target.place.tls_versions:
             seen = probe.handshake(listener, target.credentials(listener), offer=Offer("1.3", "1.3"))
             verdicts.append(("TLS 1.3", _alert(seen, "protocol version")))
         return _joined(verdicts)
@@ -536,21 +794,24 @@ def _old_tls_refused(target: Target) -> Verdict:
     return _everywhere(target.listeners, look)
 
 
-def _joined(verdicts: Sequence[tuple[str, Verdict]]) -> Verdict:
-    """Put verdicts with the same evidence in one phrase."""
+def _joined(verdicts: Sequence[tuple[str, Verdict]], between: str = " ") -> Verdict:
+    """Put verdicts with the same evidence in one phrase.
+
+    :param between: what stands between their labels and the evidence.
+    """
     groups: dict[str, list[str]] = {}
     for label, verdict in verdicts:
         groups.setdefault(verdict.evidence, []).append(label)
-    text = "; ".join(f"{', '.join(labels)} {words}" for words, labels in groups.items())
+    text = "; ".join(f"{', '.join(labels)}{between}{words}" for words, labels in groups.items())
     return Verdict(all(verdict.passed for _, verdict in verdicts), text)
 
 
-def _suites_refused(with_certificate: Mapping[int, str], with_psk: Mapping[int, str]) -> Callable[[Target], Verdict]:
-    def run(target: Target) -> Verdict:
+def _suites_refused(with_certificate: Mapping[int, str], with_psk: Mapping[int, str]) -> Callable[[Doors], Verdict]:
+    def run(target: Doors) -> Verdict:
         def look(listener: Listener) -> Verdict:
             # All of a family, whatever the listener is for: it takes the first one that it can.
             suites = (*with_certificate, *with_psk)
-            if "1.2" in target.gateway.tls_versions:
+            if "1.2" in target.place.tls_versions:
                 # The control: the same hello with good suites is understood.
                 control = probe.hello(listener, "1.2", (*probe.STRONG_SUITES, *probe.STRONG_PSK_SUITES))
                 if not control.accepted:
@@ -564,8 +825,8 @@ def _suites_refused(with_certificate: Mapping[int, str], with_psk: Mapping[int, 
     return run
 
 
-def _version_accepted(version: str) -> Callable[[Target], Verdict]:
-    def run(target: Target) -> Verdict:
+def _version_accepted(version: str) -> Callable[[Doors], Verdict]:
+    def run(target: Doors) -> Verdict:
         def look(listener: Listener) -> Verdict:
             seen = probe.handshake(listener, target.credentials(listener), offer=Offer(version, version))
             if not (seen.accepted and seen.hello):
@@ -579,7 +840,7 @@ def _version_accepted(version: str) -> Callable[[Target], Verdict]:
     return run
 
 
-def _chain_trusted(target: Target) -> Verdict:
+def _chain_trusted(target: Doors) -> Verdict:
     def look(listener: Listener) -> Verdict:
         seen = probe.handshake(listener, target.credentials(listener))
         if not (seen.accepted and seen.certificate):
@@ -595,7 +856,7 @@ def _common_name(name: x509.Name) -> str:
     return str(found[0].value) if found else name.rfc4514_string()
 
 
-def _certificate(target: Target, listener: Listener) -> x509.Certificate | Handshake:
+def _certificate(target: Doors, listener: Listener) -> x509.Certificate | Handshake:
     # Whether it is to be trusted is another check's question.
     seen = probe.handshake(
         Listener(listener.host, listener.port, server_name=listener.server_name), target.credentials(listener)
@@ -603,17 +864,18 @@ def _certificate(target: Target, listener: Listener) -> x509.Certificate | Hands
     return x509.load_der_x509_certificate(seen.certificate) if seen.certificate else seen
 
 
-def _names_right(target: Target) -> Verdict:
+def _names_right(target: Doors) -> Verdict:
     def look(listener: Listener) -> Verdict:
         certificate = _certificate(target, listener)
         if isinstance(certificate, Handshake):
             return Verdict(False, str(certificate))
         dns, addresses = _alternative_names(certificate)
-        wanted_dns, wanted_addresses = {target.gateway.server_name}, set()
-        try:
-            wanted_addresses.add(ipaddress.ip_address(target.gateway.address))
-        except ValueError:
-            wanted_dns.add(target.gateway.address)
+        wanted_dns, wanted_addresses = {target.place.server_name}, set()
+        if target.has_address:
+            try:
+                wanted_addresses.add(ipaddress.ip_address(target.place.address))
+            except ValueError:
+                wanted_dns.add(target.place.address)
         missing = [*sorted(wanted_dns - dns), *map(str, wanted_addresses - addresses)]
         if missing:
             return Verdict(False, f"not in the certificate: {', '.join(missing)}")
@@ -637,7 +899,7 @@ def _alternative_names(
     return set(names.get_values_for_type(x509.DNSName)), addresses
 
 
-def _server_usage_only(target: Target) -> Verdict:
+def _server_usage_only(target: Doors) -> Verdict:
     def look(listener: Listener) -> Verdict:
         certificate = _certificate(target, listener)
         if isinstance(certificate, Handshake):
@@ -656,7 +918,7 @@ def _server_usage_only(target: Target) -> Verdict:
     return _everywhere(target.with_certificate, look)
 
 
-def _still_valid(target: Target) -> Verdict:
+def _still_valid(target: Doors) -> Verdict:
     def look(listener: Listener) -> Verdict:
         certificate = _certificate(target, listener)
         if isinstance(certificate, Handshake):
@@ -836,6 +1098,264 @@ def _identity_from_certificate(target: Target) -> Verdict:
     return Verdict(False, f"a user name beside the certificate took away the probe's rights: {receipt}")
 
 
+# --- Tokens at a gateway --------------------------------------------------------------------------------------------
+
+
+def _purse(target: Target) -> Purse:
+    if target.tokens is None:
+        raise NoTokenError("there is no token service, so nothing was learnt")
+    return target.tokens
+
+
+def _shown(target: Target, token: str, certificate: Credentials | None = None) -> Credentials:
+    """Return a token as the password, with the probe's certificate or another one."""
+    own = certificate or target.certificate
+    return Credentials(own.certificate, own.key, target.identity.id, token)
+
+
+def _token_accepted(target: Target) -> Verdict:
+    """Show a token of each host of the service: the gateway must have the keys of all."""
+    verdicts = []
+    for source in _purse(target).services:
+        seen = probe.enter(target.mtls, _shown(target, _purse(target).token(source)))
+        said = "accepted" if seen.accepted else str(seen)
+        verdicts.append((f"of {source.service.name}", Verdict(seen.accepted, said)))
+    return _joined(verdicts, ": ")
+
+
+def _token_refused(seen: Answer) -> Verdict:
+    refused = seen.outcome is Outcome.REFUSED and seen.code in _NOT_AUTHORIZED
+    return Verdict(refused, f"refused: {seen.reason} (0x{seen.code:02x})" if refused and seen.code else str(seen))
+
+
+def _bare_token_refused(target: Target) -> Verdict:
+    shown = Credentials(username=target.identity.id, password=_purse(target).token())
+    return _everywhere(target.password_listeners, lambda listener: _token_refused(probe.enter(listener, shown)))
+
+
+def _token_with_another_certificate_refused(target: Target) -> Verdict:
+    other = target.identity.other
+    if other is None:
+        return Verdict(False, "there is no other certificate, so nothing was learnt")
+    # The control: it is not the certificate that is refused.
+    control = probe.enter(target.mtls, other)
+    if not control.accepted:
+        return Verdict(False, f"the other certificate alone is refused, so nothing was learnt: {control}")
+    return _token_refused(probe.enter(target.mtls, _shown(target, _purse(target).token(), other)))
+
+
+def _token_for_another_refused(target: Target) -> Verdict:
+    token = _purse(target).token(audience=target.elsewhere)
+    verdict = _token_refused(probe.enter(target.mtls, _shown(target, token)))
+    return Verdict(verdict.passed, f"one for {target.elsewhere} is {verdict.evidence}")
+
+
+def _altered_token_refused(target: Target) -> Verdict:
+    token = _purse(target).token()
+    header, claims, signature = token.split(".")
+    # A second less of life: all else of it holds.
+    other = _read_part(claims)
+    other["exp"] = int(other["exp"]) - 1
+    altered = f"{header}.{_part(other)}.{signature}"
+    return _token_refused(probe.enter(target.mtls, _shown(target, altered)))
+
+
+def _part(content: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(content).encode()).rstrip(b"=").decode()
+
+
+def _read_part(text: str) -> dict[str, Any]:
+    """Read the header or the claims of a token; of what is none, nothing."""
+    try:
+        content = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    except (ValueError, RecursionError, binascii.Error):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+# --- The token service ----------------------------------------------------------------------------------------------
+
+_OK, _BAD_REQUEST, _UNAUTHORIZED, _TOO_LARGE = 200, 400, 401, 413
+# What the role allows (token_service_token_seconds), in seconds.
+_LONGEST_TOKEN = 86_400
+_REQUEST_BYTES = 16 * 1024
+_PRIVATE = {"d", "p", "q", "dp", "dq", "qi", "oth", "k"}
+
+
+def _service_answers(target: ServiceTarget) -> Verdict:
+    reached = probe.tcp(target.service.address, target.service.port)
+    if not reached.accepted:
+        return Verdict(False, f"{reached}")
+    # Whether its certificate is to be trusted is another check's question.
+    where = Listener(target.service.address, target.service.port, server_name=target.service.server_name)
+    seen = probe.request(where, "GET", "/healthz")
+    return Verdict(seen.status == _OK, "is well" if seen.status == _OK else str(seen))
+
+
+ANSWERING: Check[ServiceTarget] = Check("reachability", "the token service answers", True, _service_answers)
+"""Runs first on each host of the token service, as :data:`REACHABLE` does on gateways."""
+
+
+def _plaintext_http_refused(target: ServiceTarget) -> Verdict:
+    plain = Listener(target.service.address, target.service.port, server_name=target.service.server_name, tls=False)
+    seen = probe.request(plain, "GET", "/.well-known/oauth-authorization-server")
+    # nginx says so in HTTP; other servers send an alert, or hang up.
+    refused = seen.outcome in (Outcome.ALERT, Outcome.CLOSED, Outcome.RESET) or seen.status == _BAD_REQUEST
+    return Verdict(refused, str(seen) if refused else f"an unencrypted request was answered: {seen}")
+
+
+def _metadata_right(target: ServiceTarget) -> Verdict:
+    seen = target.get("/.well-known/oauth-authorization-server")
+    told, issuer = seen.json(), target.service.issuer
+    if seen.status != _OK or told.get("issuer") != issuer:
+        return Verdict(False, f"{seen}, issuer {told.get('issuer')!r}, expected {issuer}")
+    urls = {name: told[name] for name in told if name.endswith("_endpoint") or name == "jwks_uri"}
+    if not {"token_endpoint", "jwks_uri"} <= urls.keys():
+        return Verdict(False, "there is no token_endpoint, or no jwks_uri")
+    foreign = [name for name, url in urls.items() if not str(url).startswith(f"{issuer}/")]
+    if foreign:
+        return Verdict(False, f"points elsewhere: {', '.join(sorted(foreign))}")
+    return Verdict(True, f"{issuer}, and {len(urls)} endpoints below it")
+
+
+def _keys_public(target: ServiceTarget) -> Verdict:
+    seen = target.get("/jwks.json")
+    keys = seen.json().get("keys")
+    if seen.status != _OK or not isinstance(keys, list) or not keys or not all(isinstance(key, dict) for key in keys):
+        return Verdict(False, f"{seen}, and no JWK Set")
+    if found := sorted(name for key in keys for name in _PRIVATE & key.keys()):
+        return Verdict(False, f"the whole world can read the private members {', '.join(found)}")
+    kinds = sorted({f"{key.get('kty')} {key.get('crv', '')}".strip() for key in keys})
+    return Verdict(True, f"{len(keys)} of {', '.join(kinds)}")
+
+
+def _invalid_client(seen: Reply) -> Verdict:
+    """Pass on the answer of RFC 6749, 5.2, to a client that did not prove who it is."""
+    return Verdict(seen.status == _UNAUTHORIZED and seen.json().get("error") == "invalid_client", str(seen))
+
+
+def _no_proof_refused(target: ServiceTarget) -> Verdict:
+    nameless = target.ask(grant_type="client_credentials")
+    verdicts = [("with a name", _invalid_client(target.ask_as_probe())), ("without one", _invalid_client(nameless))]
+    return _joined(verdicts, ": ")
+
+
+def _wrong_secret_refused(target: ServiceTarget) -> Verdict:
+    verdicts = []
+    for label, name in (("for the probe", target.identity.id), ("for nobody", probe.made_up_name())):
+        shown = Credentials(username=name, password=secrets.token_hex(16))
+        verdicts.append((label, _invalid_client(target.ask(shown, grant_type="client_credentials"))))
+    return _joined(verdicts, ": ")
+
+
+def _unsigned_assertion_refused(target: ServiceTarget) -> Verdict:
+    """Show an assertion (RFC 7523, 2.2) of which only the signature is missing."""
+    now = int(datetime.now(UTC).timestamp())
+    claims = {"iss": target.identity.id, "sub": target.identity.id, "aud": target.service.issuer, "iat": now}
+    claims |= {"exp": now + 60, "jti": secrets.token_hex(8)}
+    assertion = f"{_part({'alg': 'none', 'typ': 'JWT'})}.{_part(claims)}."
+    kind = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+    return _invalid_client(target.ask_as_probe(client_assertion_type=kind, client_assertion=assertion))
+
+
+def _false_certificate_gets_none(target: ServiceTarget) -> Verdict:
+    forgeries = {
+        "self-signed": target.forgeries.self_signed,
+        "of a false CA": target.forgeries.false_ca,
+        "with our key id": target.forgeries.copied_key_id,
+    }
+    verdicts = []
+    for label, forgery in forgeries.items():
+        seen = target.ask_as_probe(forgery)
+        # nginx refuses it when it has read the request, another front may do so in TLS.
+        alert = seen.outcome is Outcome.ALERT and seen.reason in ("unknown ca", "decrypt error", "bad certificate")
+        verdicts.append((label, Verdict(True, str(seen)) if alert else _invalid_client(seen)))
+    return _joined(verdicts, ": ")
+
+
+def _claimed_certificate_gets_none(target: ServiceTarget) -> Verdict:
+    """Say in headers of our own what the front says of those who have shown a certificate: the probe's, a good one."""
+    leaf = x509.load_pem_x509_certificate(target.identity.certificate.read_bytes())
+    pem = quote(leaf.public_bytes(serialization.Encoding.PEM).decode(), safe="")
+    said = {"Verify": "SUCCESS", "Cert": pem, "Address": "127.0.0.1"}
+    verdicts = []
+    for label, mark in (("with dashes", "-"), ("with underscores", "_")):
+        headers = [(mark.join(("X", "Bednet", "Client", name)), value) for name, value in said.items()]
+        verdicts.append((label, _invalid_client(target.ask_as_probe(headers=headers))))
+    return _joined(verdicts, ": ")
+
+
+def _token_is_bound(target: ServiceTarget) -> Verdict:
+    reply = target.purse.reply(target)
+    token = target.purse.token(target)
+    parts = token.split(".")
+    header, claims = (_read_part(part) for part in (parts[:2] if len(parts) == 3 else ("", "")))  # noqa: PLR2004 - a JWS
+    digest = x509.load_pem_x509_certificate(target.identity.certificate.read_bytes()).fingerprint(hashes.SHA256())
+    own = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+    wanted = {"iss": target.service.issuer, "sub": target.identity.id, "client_id": target.identity.id}
+    wrong = [name for name, value in wanted.items() if claims.get(name) != value]
+    if header.get("typ") != "at+jwt" or wrong:
+        return Verdict(False, f"not a token of RFC 9068 for the probe: {', '.join(wrong) or 'typ'} is wrong")
+    if claims.get("cnf") != {"x5t#S256": own}:
+        return Verdict(False, "the token is not bound to the certificate that it was given for")
+    seconds = claims.get("exp", 0) - claims.get("iat", 0)
+    if reply.headers.get("cache-control") != "no-store" or not 0 < seconds <= _LONGEST_TOKEN:
+        return Verdict(False, f"good for {seconds} s, Cache-Control {reply.headers.get('cache-control')!r}")
+    return Verdict(True, f"for {seconds} s, bound to the certificate")
+
+
+def _token_says_no_more(target: ServiceTarget) -> Verdict:
+    branches = {(f"{PROBE_OWN}/#", "pub"), (f"{PROBE_OWN}/#", "sub"), (f"{PROBE_READ_ONLY}/#", "sub")}
+    branches.add((f"{PROBE_WRITE_ONLY}/#", "pub"))
+    everything = _part([["#", ["pub", "sub"]]])
+    asked = {
+        "nothing": target.purse.reply(target),
+        "everything": target.ask_as_probe(target.certificate, scope=everything),
+    }
+    verdicts = []
+    for what, reply in asked.items():
+        said = _granted(reply)
+        if said is None:
+            verdict = Verdict(False, f"no scope in the form of RFC 9431, 3: {reply}")
+        else:
+            more = sorted(f"{way} {topic}" for topic, way in said - branches)
+            verdict = Verdict(
+                bool(said) and not more, f"granted too much: {', '.join(more[:3])}" if more else _count(said)
+            )
+        verdicts.append((f"asked for {what}", verdict))
+    return _joined(verdicts, ": ")
+
+
+def _count(said: set[tuple[str, str]]) -> str:
+    return f"{len(said)} grants of the policy"
+
+
+def _granted(reply: Reply) -> set[tuple[str, str]] | None:
+    """Return the grants in the token of an answer: topic filters, each with `pub` or `sub`; None for no token."""
+    parts = str(reply.json().get("access_token", "")).split(".") if reply.status == _OK else []
+    scope = _read_part(parts[1]).get("scope") if len(parts) == 3 else None  # noqa: PLR2004 - a JWS
+    try:
+        text = str(scope)
+        entries = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        return {(str(topic), str(way)) for topic, ways in entries for way in ways}
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+def _strangers_learn_nothing(target: ServiceTarget) -> Verdict:
+    token = target.purse.token(target)
+    verdicts = [(path, _invalid_client(target.ask(path=path, token=token))) for path in ("/introspect", "/revoke")]
+    return _joined(verdicts, ": ")
+
+
+def _large_request_refused(target: ServiceTarget) -> Verdict:
+    control = target.ask_as_probe(padding="x" * (_REQUEST_BYTES - 1024))
+    if control.status == _TOO_LARGE:
+        return Verdict(False, f"a request below {_REQUEST_BYTES} bytes was refused: {control}")
+    seen = target.ask_as_probe(padding="x" * _REQUEST_BYTES)
+    return Verdict(seen.status == _TOO_LARGE, f"above {_REQUEST_BYTES} bytes: {seen}")
+
+
 # --- Access control -------------------------------------------------------------------------------------------------
 
 
@@ -989,27 +1509,27 @@ def _large_packet_refused(target: Target, listener: Listener) -> Verdict:
 # --- The list -------------------------------------------------------------------------------------------------------
 
 
-def _speaks(version: str) -> Callable[[Gateway], bool]:
-    return lambda gateway: version in gateway.tls_versions
+def _speaks(version: str) -> Callable[[Doors], bool]:
+    return lambda target: version in target.place.tls_versions
 
 
-def _has_psk(gateway: Gateway) -> bool:
-    return gateway.psk_port is not None
+def _has_psk(target: Target) -> bool:
+    return target.gateway.psk_port is not None
 
 
-def _has_passwords(gateway: Gateway) -> bool:
-    return gateway.password_port is not None or gateway.websockets_port is not None
+def _has_passwords(target: Target) -> bool:
+    return bool(target.password_listeners)
 
 
-_ENCRYPTION, _AUTHENTICATION, _ACCESS, _LIMITS = "encryption", "authentication", "access control", "limits"
+def _has_tokens(target: Target) -> bool:
+    return target.tokens is not None
 
-CHECKS: tuple[Check, ...] = (
-    REACHABLE,
-    Check(_ENCRYPTION, "the plaintext port is closed", True, _plaintext_closed),
-    Check(
-        _ENCRYPTION, "listeners that are off are closed", False, _off_closed, applies=lambda gateway: bool(gateway.off)
-    ),
-    Check(_ENCRYPTION, "plaintext MQTT is refused", True, _plaintext_refused),
+
+_REACHABILITY, _ENCRYPTION, _AUTHENTICATION = "reachability", "encryption", "authentication"
+_ACCESS, _LIMITS = "access control", "limits"
+LAYERS = (_REACHABILITY, _ENCRYPTION, _AUTHENTICATION, _ACCESS, _LIMITS)
+
+_TLS: tuple[Check[Doors], ...] = (
     Check(_ENCRYPTION, "TLS versions that are not configured are refused", False, _old_tls_refused),
     Check(
         _ENCRYPTION, "broken ciphers are refused", False, _suites_refused(probe.BROKEN_SUITES, probe.BROKEN_PSK_SUITES)
@@ -1029,6 +1549,20 @@ CHECKS: tuple[Check, ...] = (
     Check(_ENCRYPTION, "the server's certificate carries its names", False, _names_right),
     Check(_ENCRYPTION, "the server's certificate is for servers only", False, _server_usage_only),
     Check(_ENCRYPTION, "the server's certificate is valid", False, _still_valid),
+)
+
+CHECKS: tuple[Check[Target], ...] = (
+    REACHABLE,
+    Check(_ENCRYPTION, "the plaintext port is closed", True, _plaintext_closed),
+    Check(
+        _ENCRYPTION,
+        "listeners that are off are closed",
+        False,
+        _off_closed,
+        applies=lambda target: bool(target.gateway.off),
+    ),
+    Check(_ENCRYPTION, "plaintext MQTT is refused", True, _plaintext_refused),
+    *_TLS,
     Check(_AUTHENTICATION, "no certificate is refused", True, _no_certificate_refused),
     Check(
         _AUTHENTICATION,
@@ -1128,6 +1662,39 @@ CHECKS: tuple[Check, ...] = (
     Check(
         _AUTHENTICATION, "the probe's pre-shared key is accepted", False, _psk_accepted, session=True, applies=_has_psk
     ),
+    Check(_AUTHENTICATION, "a fresh token is accepted", True, _token_accepted, session=True, applies=_has_tokens),
+    Check(
+        _AUTHENTICATION,
+        "a token without its certificate is refused",
+        False,
+        _bare_token_refused,
+        session=True,
+        applies=lambda target: _has_tokens(target) and _has_passwords(target),
+    ),
+    Check(
+        _AUTHENTICATION,
+        "a token with another certificate is refused",
+        False,
+        _token_with_another_certificate_refused,
+        session=True,
+        applies=lambda target: _has_tokens(target) and target.identity.other is not None,
+    ),
+    Check(
+        _AUTHENTICATION,
+        "a token for another gateway is refused",
+        False,
+        _token_for_another_refused,
+        session=True,
+        applies=lambda target: target.elsewhere is not None,
+    ),
+    Check(
+        _AUTHENTICATION,
+        "a token that was altered is refused",
+        False,
+        _altered_token_refused,
+        session=True,
+        applies=_has_tokens,
+    ),
     Check(_AUTHENTICATION, "the client id is bound to the identity", False, _client_id_bound, session=True),
     Check(_AUTHENTICATION, "the identity is the certificate's", False, _identity_from_certificate, session=True),
     Check(_ACCESS, "the probe's own topic works", True, _own_topic_works, session=True),
@@ -1184,9 +1751,31 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def checks_of(scope: Scope) -> tuple[Check, ...]:
-    """Return the checks of a scope, in the order of a report."""
-    return tuple(check for check in CHECKS if scope == "all" or check.bite)
+SERVICE_CHECKS: tuple[Check[ServiceTarget], ...] = (
+    ANSWERING,
+    Check(_ENCRYPTION, "plaintext HTTP is refused", True, _plaintext_http_refused),
+    *_TLS,
+    Check(_AUTHENTICATION, "the metadata names the issuer", False, _metadata_right),
+    Check(_AUTHENTICATION, "the published keys hold nothing private", False, _keys_public),
+    Check(_AUTHENTICATION, "nobody gets a token without proof", True, _no_proof_refused),
+    Check(_AUTHENTICATION, "a wrong secret gets no token", False, _wrong_secret_refused),
+    Check(_AUTHENTICATION, "an assertion that nobody signed gets no token", False, _unsigned_assertion_refused),
+    Check(_AUTHENTICATION, "a certificate of a false CA gets no token", False, _false_certificate_gets_none),
+    Check(_AUTHENTICATION, "a certificate that is only claimed gets no token", False, _claimed_certificate_gets_none),
+    Check(_AUTHENTICATION, "the probe gets a token that is bound to its certificate", True, _token_is_bound),
+    Check(_ACCESS, "a token says no more than the policy", False, _token_says_no_more),
+    Check(_ACCESS, "strangers learn and revoke no token", False, _strangers_learn_nothing),
+    Check(_LIMITS, "a request above the limit is refused", False, _large_request_refused),
+)
+
+
+def checks_of(scope: Scope) -> tuple[Check[Target], ...]:
+    """Return the checks of a gateway in a scope, in the order of a report."""
+    return _of_scope(CHECKS, scope)
+
+
+def _of_scope(checks: tuple[Check[T_contra], ...], scope: Scope) -> tuple[Check[T_contra], ...]:
+    return tuple(check for check in checks if scope == "all" or check.bite)
 
 
 # --- Running them ---------------------------------------------------------------------------------------------------
@@ -1200,30 +1789,40 @@ def verify(task: Input, *, started: datetime, budget: float = GATEWAY_BUDGET) ->
     :raises VerifyError: if the probe's certificate cannot be read.
     """
     begin = time.monotonic()
-    checks = checks_of(task.checks)
+    checks, of_services = checks_of(task.checks), _of_scope(SERVICE_CHECKS, task.checks)
+    deadline = begin + budget
     with _forgeries(task.identity) as forgeries, ThreadPoolExecutor(max_workers=8) as pool:
-        targets = [Target(gateway, task.identity, task.canary, forgeries) for gateway in task.gateways]
-        results = [
-            result
-            for found in pool.map(lambda target: _verify_gateway(target, checks, begin + budget), targets)
-            for result in found
+        purse = Purse()
+        purse.services += [ServiceTarget(service, task.identity, forgeries, purse) for service in task.services]
+        known = purse if task.services else None
+        targets = [Target(gateway, task.identity, task.canary, forgeries, known) for gateway in task.gateways]
+        runs = [
+            *(pool.submit(_verify_place, target, REACHABLE, checks, deadline) for target in targets),
+            *(pool.submit(_verify_place, target, ANSWERING, of_services, deadline) for target in purse.services),
         ]
-    # A gateway that does not answer has one result that says so, and none that would only repeat it.
-    silent = {result.gateway for result in results if result.check == REACHABLE.name and not result.passed}
-    expected = {
-        gateway.name: 1 if gateway.name in silent else sum(check.applies(gateway) for check in checks)
-        for gateway in task.gateways
-    }
+        results = [result for run in runs for result in run.result()]
+        # A place that does not answer has one result that says so, and none that would only repeat it.
+        silent = {result.gateway for result in results if result.check in _FIRST and not result.passed}
+        expected = {target.place.name: sum(check.applies(target) for check in checks) for target in targets}
+        expected |= {
+            target.place.name: sum(check.applies(target) for check in of_services) for target in purse.services
+        }
+    expected |= dict.fromkeys(silent, 1)
     return Report(started, time.monotonic() - begin, task.checks, expected, tuple(results))
 
 
-def _verify_gateway(target: Target, checks: Sequence[Check], deadline: float) -> list[Result]:
-    first = _run(REACHABLE, target, deadline)
+_FIRST = (REACHABLE.name, ANSWERING.name)
+
+
+def _verify_place(
+    target: T_contra, before: Check[T_contra], checks: Sequence[Check[T_contra]], deadline: float
+) -> list[Result]:
+    first = _run(before, target, deadline)
     if not first.passed:
         return [first]
-    rest = [check for check in checks if check is not REACHABLE and check.applies(target.gateway)]
-    found: dict[str, Result] = {REACHABLE.name: first}
-    lanes: list[list[Check]] = [[check for check in rest if check.session]]
+    rest = [check for check in checks if check is not before and check.applies(target)]
+    found: dict[str, Result] = {before.name: first}
+    lanes: list[list[Check[T_contra]]] = [[check for check in rest if check.session]]
     others = [check for check in rest if not check.session]
     lanes.extend(others[number::_LANES] for number in range(_LANES))
     with ThreadPoolExecutor(max_workers=len(lanes)) as pool:
@@ -1232,10 +1831,10 @@ def _verify_gateway(target: Target, checks: Sequence[Check], deadline: float) ->
     return [found[check.name] for check in checks if check.name in found]
 
 
-def _run(check: Check, target: Target, deadline: float) -> Result:
+def _run(check: Check[T_contra], target: T_contra, deadline: float) -> Result:
     begin = time.monotonic()
     if begin > deadline:
-        verdict = Verdict(False, "not run: the gateway took too long to answer the checks before")
+        verdict = Verdict(False, "not run: it took too long to answer the checks before")
     else:
         try:
             verdict = check.run(target)
@@ -1245,7 +1844,7 @@ def _run(check: Check, target: Target, deadline: float) -> Result:
             logger.debug("check %r failed", check.name, exc_info=True)
             verdict = Verdict(False, f"the check itself failed: {type(exc).__name__}: {exc}")
     seconds = round(time.monotonic() - begin, 3)
-    return Result(check.layer, check.name, target.gateway.name, verdict.evidence, verdict.passed, check.bite, seconds)
+    return Result(check.layer, check.name, target.place.name, verdict.evidence, verdict.passed, check.bite, seconds)
 
 
 @contextlib.contextmanager
@@ -1348,14 +1947,23 @@ def table(report: Report) -> Table:
     return drawn
 
 
-_ORDER = {check.name: number for number, check in enumerate(CHECKS)}
+_ALL = [(check.layer, check.name) for check in CHECKS] + [(check.layer, check.name) for check in SERVICE_CHECKS]
+_ALL.sort(key=lambda item: LAYERS.index(item[0]))
+_ORDER = {name: number for number, (_, name) in enumerate(dict.fromkeys(_ALL))}
+
+
+def _of_services(report: Report) -> set[str]:
+    return {result.gateway for result in report.results if result.check == ANSWERING.name}
 
 
 def summary(report: Report) -> str:
     """Return the one sentence that a run ends with."""
     failed = sum(not result.passed for result in report.results)
-    gateways = len(report.expected)
-    where = f"{gateways} gateway{'s' if gateways != 1 else ''}"
+    services = sum(name in _of_services(report) for name in report.expected)
+    counts = [(len(report.expected) - services, "gateway"), (services, "token service")]
+    where = " and ".join(
+        f"{count} {what}{'s' if count != 1 else ''}" for count, what in counts if count or what == "gateway"
+    )
     if report.passed:
         return f"The net holds: {len(report.results)} checks passed on {where} in {report.seconds:.1f} s."
     if failed:
