@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import ssl
 import tarfile
@@ -60,6 +61,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--lab", metavar="NAME", help="use this running lab, on which site.yml was run, and leave it up")
 
 
+# Priority and share of the CPU, so that the deployed lab's tests are not held up by those beside them.
+STEPPED_BACK = 5
+CPU_SHARES = 8192  # others have 1024
+
 # Suites whose tests use the fixture `lab`, and files of tests/roles that bring up labs of their own, the longest first.
 ON_THE_LAB = {"authentication", "authorization", "demo", "encryption", "resilience", "roles", "tokens"}
 OWN_LAB = (
@@ -93,6 +98,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByLab:
     return ByLab(config, log)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let the deployed lab's tests go first: they are one after the other, and `make test` takes as long as they do.
+
+    A worker that has once stepped back stays so: the deployed lab's tests are handed out first, and all to one worker.
+    """
+    if os.environ.get("PYTEST_XDIST_WORKER") and not is_on_the_lab(item.nodeid.partition("::")[0]):
+        os.setpriority(os.PRIO_PROCESS, 0, STEPPED_BACK)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the labs that take longest to deploy, so that no worker waits for them in the end."""
 
@@ -112,6 +126,8 @@ def deployment(request: pytest.FixtureRequest) -> Iterator[Scenario]:
     if request.config.getoption("--lab"):
         pytest.skip("asks what site.yml did on bare hosts; with --lab it ran before")
     with Lab.up("test") as own:
+        for host in own.hosts.values():
+            own.docker.containers.get(host.container).update(cpu_shares=CPU_SHARES)
         yield deploy(own)
 
 

@@ -39,14 +39,18 @@ CRL = "/etc/mosquitto/tls/issuing.crl.pem"
 
 
 @pytest.fixture
-def site_as_it_was(lab: Lab, plant: Plant) -> Iterator[Path]:
-    """The lab's site folder, whose devices.yml a test may change; put back and rolled out again after it."""
+def site_as_it_was(request: pytest.FixtureRequest, lab: Lab, plant: Plant) -> Iterator[Path]:
+    """The lab's site folder, whose devices.yml a test may change and rolls back; put back after it.
+
+    After a test that failed it is rolled out, too.
+    """
     devices = lab.site / "devices.yml"
-    before = devices.read_text(encoding="utf-8")
+    before, failed = devices.read_text(encoding="utf-8"), request.session.testsfailed
     yield lab.site
     if devices.read_text(encoding="utf-8") != before:
         devices.write_text(before, encoding="utf-8")
-        lab.play("site.yml", *ENROL)
+        if request.session.testsfailed > failed:
+            lab.play("site.yml", *ENROL)
         plant.fetch_bundles()
 
 
