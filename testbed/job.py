@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A script in a container of its own, without a network: files go in, an exit code, a log and files come out.
 
+The script is all that runs there, or, where it wants units, systemd runs beside it.
+
 - :func:`run_job`: do it.
 - :class:`Outcome`: what it did.
 
@@ -15,20 +17,23 @@ import posixpath
 import secrets
 import sys
 import tarfile
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import requests
 from docker.types import Mount
 
-from testbed import engine, things
+from testbed import boot, engine, things
 from testbed.common import LabError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from docker import APIClient
     from docker.models.containers import Container
 
 FOLDER = "/job"
@@ -76,6 +81,7 @@ def run_job(
     mounts: Mapping[Path, str] | None = None,
     hostname: str = "job",
     root: bool = False,
+    systemd: bool = False,
     check: bool = True,
     echo: bool = False,
     timeout_s: float = 300,
@@ -87,6 +93,8 @@ def run_job(
     :param what: the beginning of the sentence that a failure says, such as "Building the package".
     :param mounts: folders of this machine -> where the script sees them, read-only.
     :param root: as root of the container instead.
+    :param systemd: boot systemd first, without the units that packages brought; the script may then mount, and make
+        namespaces.
     :param check: refuse an exit code other than 0.
     :param echo: show what it prints as it comes, on standard error.
     :raises LabError: when it failed and `check` is set, or took longer than the time given.
@@ -94,16 +102,22 @@ def run_job(
     run = things.run_id(f"job-{secrets.token_hex(4)}")
     connection = engine.client(timeout_s=60)
     with engine.in_use():
+        command = ["/bin/sh", "-ceu", script, "job", *arguments]
+        user = "0:0" if root else f"{NOBODY}:{NOGROUP}"
+        options: dict[str, Any] = {"security_opt": ["no-new-privileges"]}
+        if systemd:
+            # Less than the usual target, so that no unit of a package is started.
+            options = {**boot.OPTIONS, "tmpfs": boot.TMPFS}
         container = connection.containers.create(
             image,
-            command=["/bin/sh", "-ceu", script, "job", *arguments],
+            command=["/bin/sh", "-c", f"{boot.COMMAND} --unit=basic.target"] if systemd else command,
             name=f"bednet-{run}",
             hostname=hostname,
-            user="0:0" if root else f"{NOBODY}:{NOGROUP}",
+            user="0:0" if systemd else user,
             working_dir=FOLDER,
             environment={"HOME": FOLDER, "LC_ALL": "C.UTF-8", **(environment or {})},
             network_mode="none",
-            security_opt=["no-new-privileges"],
+            **options,
             mounts=[
                 Mount(target, str(source), type="bind", read_only=True) for source, target in (mounts or {}).items()
             ],
@@ -112,7 +126,14 @@ def run_job(
         try:
             container.put_archive("/", _pack(files))
             container.start()
-            rc, log = _follow(container, what, cure, timeout_s, echo=echo)
+            if systemd:
+                _await_systemd(container, what, cure)
+                done = _run_beside(connection.api, container, command, user, timeout_s, echo=echo)
+                if done is None:
+                    raise LabError(f"{what} took longer than {timeout_s:.0f} s and was stopped.", cure=cure)
+                rc, log = done
+            else:
+                rc, log = _follow(container, what, cure, timeout_s, echo=echo)
             outcome = Outcome(rc, log, _unpack(container))
         finally:
             container.remove(force=True, v=True)
@@ -143,6 +164,45 @@ def _follow(container: Container, what: str, cure: str, timeout_s: float, *, ech
             container.kill()
             raise
     return rc, container.logs().decode(errors="replace")
+
+
+def _await_systemd(container: Container, what: str, cure: str) -> None:
+    deadline = time.monotonic() + boot.DEADLINE_S
+    # The first calls may find no bus yet.
+    while (said := _said(container, "systemctl", "is-system-running", "--wait")) != "running":
+        if time.monotonic() > deadline or said == "degraded":
+            failed = _said(container, "systemctl", "--failed", "--no-legend", "--plain")
+            raise LabError(f"{what} failed: systemd did not come up ({said}).", cure=cure, log=failed)
+        time.sleep(0.1)
+
+
+def _said(container: Container, *command: str) -> str:
+    output: Any = container.exec_run(list(command)).output
+    return str(output.decode(errors="replace").strip())
+
+
+def _run_beside(
+    api: APIClient, container: Container, command: list[str], user: str, timeout_s: float, *, echo: bool
+) -> tuple[int, str] | None:
+    """Run a command in a container beside its systemd; None when it took too long."""
+    made = api.exec_create(container.id, command, user=user, workdir=FOLDER)["Id"]
+    late = threading.Event()
+
+    def stop() -> None:
+        late.set()
+        container.kill()
+
+    timer = threading.Timer(timeout_s, stop)
+    timer.start()
+    log = []
+    try:
+        for chunk in api.exec_start(made, stream=True):
+            log.append(chunk.decode(errors="replace"))
+            if echo:
+                print(log[-1], end="", file=sys.stderr, flush=True)
+    finally:
+        timer.cancel()
+    return None if late.is_set() else (int(api.exec_inspect(made)["ExitCode"]), "".join(log))
 
 
 def _pack(files: Mapping[str, File]) -> bytes:

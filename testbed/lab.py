@@ -42,7 +42,7 @@ from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 from testcontainers.core.waiting_utils import WaitStrategy
 
-from testbed import engine, image, package, things
+from testbed import boot, engine, image, package, things
 from testbed.common import CHECKOUT, STATE, LabError, run, say, step, tail_of
 
 if TYPE_CHECKING:
@@ -54,15 +54,7 @@ if TYPE_CHECKING:
 
 DOMAIN = "plant.example"
 FIELD_HOSTS = ("devices", "attacker")
-BOOT_DEADLINE_S = 60.0
 SUBNET_TRIES = 64
-
-# systemd wants its cgroup tree writable (with cgroup v2 Docker mounts it read-only), and LoadCredential fails silently
-# where mounts are not shared.
-BOOT = (
-    "mount --make-rshared / && "
-    "{ [ ! -f /sys/fs/cgroup/cgroup.controllers ] || mount -o remount,rw /sys/fs/cgroup; } && exec /sbin/init"
-)
 
 
 @dataclass(frozen=True)
@@ -115,7 +107,7 @@ class PlayResult:
 class SystemdRunning(WaitStrategy):
     """Waits until systemd says that the system is up; a host that has died fails at once."""
 
-    def __init__(self, name: str, deadline_s: float = BOOT_DEADLINE_S) -> None:
+    def __init__(self, name: str, deadline_s: float = boot.DEADLINE_S) -> None:
         super().__init__()
         self._name = name
         self._deadline_s = deadline_s
@@ -510,38 +502,34 @@ class Lab:
         base = ipaddress.ip_network(self.subnet).network_address
         public = (self.folder / "id_ed25519.pub").read_text(encoding="ascii")
 
-        def boot(item: tuple[str, int]) -> tuple[Host, str]:
+        def boot_host(item: tuple[str, int]) -> tuple[Host, str]:
             name, number = item
             address = str(base + number)
             container = (
                 DockerContainer(images.field if name in FIELD_HOSTS else images.host)
                 .with_name(f"{self.network}-{name}")
-                .with_command(["/bin/sh", "-c", BOOT])
+                .with_command(["/bin/sh", "-c", boot.COMMAND])
                 .with_network(network)
-                .with_tmpfs_mount("/run", "exec,mode=755")
-                .with_tmpfs_mount("/run/lock")
-                .with_tmpfs_mount("/tmp")  # noqa: S108 - the container's own
                 .waiting_for(SystemdRunning(name))
                 .with_kwargs(
                     hostname=name,
                     domainname=DOMAIN,
                     labels={**labels, "mqtt.bednet.host": name},
-                    cap_add=["SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE"],
-                    security_opt=["seccomp=unconfined", "apparmor=unconfined"],
-                    cgroupns="private",
-                    stop_signal="SIGRTMIN+3",
+                    **boot.OPTIONS,
                     networking_config={
                         network.name: EndpointConfig("1.41", aliases=_aliases(name), ipv4_address=address)
                     },
                 )
             )
+            for path, options in boot.TMPFS.items():
+                container.with_tmpfs_mount(path, options)
             container.start()
             host = Host(self, name, address, container.get_container_id())
             container.get_docker_client().client.close()
             return host, self._let_operator_in(host, public) if name in self.shape.site_hosts else ""
 
         with ThreadPoolExecutor(max_workers=len(self.shape.hosts)) as pool:
-            booted = list(pool.map(boot, self.shape.hosts.items()))
+            booted = list(pool.map(boot_host, self.shape.hosts.items()))
         self.hosts = {host.name: host for host, _ in booted}
         (self.folder / "known_hosts").write_text("".join(line for _, line in booted), encoding="ascii")
 

@@ -43,11 +43,17 @@ PARTS = ("compiling", "brokers", "tokens")
 
 
 def measured_in_container(
-    suite: str, module: str, arguments: Sequence[str], what: str, openssl: str = OPENSSL_CONFIGURATION
+    suite: str,
+    module: str,
+    arguments: Sequence[str],
+    what: str,
+    *,
+    openssl: str = OPENSSL_CONFIGURATION,
+    systemd: bool = False,
 ) -> dict[str, Any]:
     """Run a module that measures, in a container with other brokers and our package.
 
-    :param openssl: what the generator's OpenSSL is told.
+    :param openssl: what the generator's OpenSSL is told. :param systemd: whether units can be made.
     :return: the JSON that it printed.
     :raises LabError: when it failed.
     """
@@ -84,6 +90,7 @@ def measured_in_container(
         mounts=mounts,
         # The store gives itself to the broker's group.
         root=True,
+        systemd=systemd,
         echo=True,
         timeout_s=TIMEOUT_S,
     )
@@ -133,7 +140,9 @@ def tune(suite: str, page: Path, arguments: Sequence[str]) -> None:
     """Measure what settings change, and write its page."""
     with step("Settings side by side"):
         # The broker's settings are to decide.
-        figures = measured_in_container(suite, "load.bench.tuning", arguments, "Measuring settings", openssl="")
+        figures = measured_in_container(
+            suite, "load.bench.tuning", arguments, "Measuring settings", openssl="", systemd=True
+        )
     page.write_text(tuning.page(figures), encoding="utf-8")
     page.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     sys.stderr.write(f"{page}\n")

@@ -190,7 +190,8 @@ class Variant:
     :param server_key: the kind of the server's key.
     :param crl_entries: how many certificates its CRL names; None: no CRL.
     :param environment: further environment variables.
-    :param module: a module of ours that becomes the broker, given its command line.
+    :param unit: lines of the unit of systemd that it is; None: a process and no unit.
+    :param sysctls: what is written below /proc/sys, in a network namespace of its own; None: in that of all.
     """
 
     lines: tuple[str, ...] = ()
@@ -198,7 +199,8 @@ class Variant:
     server_key: str = "P-256"
     crl_entries: int | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
-    module: str = ""
+    unit: tuple[str, ...] | None = None
+    sysctls: Mapping[str, str] | None = None
 
 
 class Mosquitto(Broker):
@@ -285,8 +287,7 @@ class Mosquitto(Broker):
         """See :meth:`Broker.command`."""
         configuration = self.folder / "mosquitto.conf"
         configuration.write_text("\n".join(self._lines()) + "\n")
-        words = [self.stage.programs.mosquitto, "-c", str(configuration)]
-        return [sys.executable, "-m", self.variant.module, *words] if self.variant.module else words
+        return [self.stage.programs.mosquitto, "-c", str(configuration)]
 
     def environment(self) -> Mapping[str, str]:
         """See :meth:`Broker.environment`."""

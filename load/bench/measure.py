@@ -388,8 +388,12 @@ def stall(broker: Mosquitto) -> tuple[float, float]:
                     packet = wire.publish("$CONTROL/dynamic-security/v1", json.dumps({"commands": [role]}).encode())
                     begin = time.monotonic()
                     admin.send(packet)
-                    admin.count(1)
-                    return begin, time.monotonic()
+                    said = next(body for kind, body in admin.packets() if kind == wire.PUBLISH)
+                    end = time.monotonic()
+                    # What is refused, or there already, would be no change.
+                    if command.encode() not in said or b'"error"' in said:
+                        raise wire.WireError(f"{broker.kind}: {command} was answered with {said[-200:]!r}")
+                    return begin, end
 
                 # Taken back below: to add what is there already changes nothing.
                 def changed() -> tuple[float, float]:

@@ -9,8 +9,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from load.bench import report
 from load.bench.brokers import BEDNET, Mosquitto, Variant
 from load.bench.rounds import Bench, machine, more_files, programs_of, programs_parser, say
 from load.bench.stage import Kind, Programs, Stage
+from load.bench.wire import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,6 +57,7 @@ ROLE_OPENSSL = {
     "CipherString": _CIPHERS,
     "Ciphersuites": f"{_AES128}:{_AES256}:{_CHACHA20}",
 }
+UNITS = Path("/run/systemd/system")
 SLICE_S = 0.12
 HANDSHAKES = 12
 
@@ -65,6 +69,8 @@ class Setting:
     :param name: what, in words.
     :param group: the table that it stands in.
     :param variant: how; see :class:`load.bench.brokers.Variant`.
+    :param unit: lines of the [Service] section of the unit that it runs as. :param sysctls: see
+        :class:`load.bench.brokers.Variant`.
     :param messages: whether messages are measured, and not only connections.
     :param tls12: whether the client speaks TLS 1.2 and nothing newer.
     """
@@ -76,7 +82,8 @@ class Setting:
     server_key: str = "P-256"
     crl_entries: int | None = 0
     environment: tuple[tuple[str, str], ...] = ()
-    module: str = ""
+    unit: tuple[str, ...] | None = None
+    sysctls: tuple[tuple[str, str], ...] | None = None
     messages: bool = False
     tls12: bool = False
 
@@ -90,7 +97,9 @@ class Setting:
             self.server_key,
             self.crl_entries,
             dict(self.environment),
-            self.module,
+            # A namespace is made by a unit.
+            () if self.unit is None and self.sysctls is not None else self.unit,
+            None if self.sysctls is None else dict(self.sysctls),
         )
 
     def _log_types(self) -> tuple[str, ...]:
@@ -99,7 +108,15 @@ class Setting:
 
 
 _TLS, _CERTIFICATES, _OPTIONS = "TLS", "Certificates and the revocation list", "Mosquitto's options"
-_UNIT = "The unit"
+_UNIT, _KERNEL = "The unit", "The kernel"
+_TEMPLATES = Path(__file__).resolve().parents[2] / "roles/mosquitto/templates"
+#: What the role's unit gives up, as far as it is no list of files or ports.
+SANDBOX = tuple(
+    line
+    for name in ("_hardening.j2", "mosquitto.service.j2")
+    for line in (_TEMPLATES / name).read_text(encoding="utf-8").splitlines()
+    if "=" in line and not line.startswith("#") and (name == "_hardening.j2" or line.startswith("RestrictAddress"))
+)
 SETTINGS = (
     Setting("a client that speaks TLS 1.2 only", _TLS, tls12=True),
     Setting("TLS 1.3 only", _TLS, openssl=(("MinProtocol", "TLSv1.3"),), lines=("tls_version tlsv1.3",)),
@@ -125,14 +142,35 @@ SETTINGS = (
     Setting(
         "no log of connections", _OPTIONS, lines=("connection_messages false", "log_type error", "log_type warning")
     ),
-    # The base runs without, as a container that measures has no systemd.
-    Setting("SystemCallFilter as in the role's unit", _UNIT, module="load.bench.confined", messages=True),
+    # The base is a process of no unit.
+    Setting("a unit that gives nothing up", _UNIT, unit=(), messages=True),
+    Setting("a unit that gives up what the role's does", _UNIT, unit=SANDBOX, messages=True),
+    Setting(
+        "only its SystemCallFilter",
+        _UNIT,
+        unit=tuple(line for line in SANDBOX if line.startswith("SystemCall")),
+        messages=True,
+    ),
+    Setting("LimitNOFILE=524288", _UNIT, unit=("LimitNOFILE=524288",), messages=True),
     Setting("MALLOC_ARENA_MAX=1", _UNIT, environment=(("MALLOC_ARENA_MAX", "1"),), messages=True),
     Setting(
         "memory is given back seldom (MALLOC_TRIM_THRESHOLD_, MALLOC_TOP_PAD_: 16 MiB)",
         _UNIT,
         environment=(("MALLOC_TRIM_THRESHOLD_", "16777216"), ("MALLOC_TOP_PAD_", "16777216")),
         messages=True,
+    ),
+    # Each in a network namespace, and so is the client's end.
+    Setting("a network namespace of its own, and nothing changed", _KERNEL, sysctls=(), messages=True),
+    *(
+        Setting(", ".join(f"{name} {value}" for name, value in sysctls), _KERNEL, sysctls=sysctls, messages=True)
+        for sysctls in (
+            (("net.core.somaxconn", "65535"),),
+            (("net.ipv4.tcp_autocorking", "0"),),
+            (("net.ipv4.tcp_slow_start_after_idle", "0"),),
+            (("net.ipv4.tcp_timestamps", "0"),),
+            (("net.ipv4.tcp_notsent_lowat", "16384"),),
+            (("net.ipv4.tcp_rmem", "4096 16384 65536"), ("net.ipv4.tcp_wmem", "4096 16384 65536")),
+        )
     ),
 )
 _MESSAGES = (
@@ -149,6 +187,8 @@ _CONNECTIONS = (
 )
 #: A difference that we speak of, as a share; less is noise on this machine even where the quartiles agree.
 _SPOKEN_OF = 0.03
+#: Fewer ratios have no interval that holds their median by 95 %.
+_ENOUGH = 6
 _INTRODUCTION = """\
 What a setting changes, on a gateway that the role sets up with its defaults: a broker with bednet's plugin, and beside
 it the same one with one thing changed. `python -m load.bench tuning` measures it and writes this page. Each cell has
@@ -158,6 +198,12 @@ the order of the values). The rest is noise. The client offers what OpenSSL offe
 settings decide.
 """
 
+_OF_GROUPS = {
+    _UNIT: "The base is a process of no unit, so the first row is what a unit costs by itself.",
+    _KERNEL: """\
+        Each stands in a network namespace of its own, the client's end too, so the first row is what to compare the
+        others with. A setting of this kind belongs into a file of /etc/sysctl.d; the role writes none.""",
+}
 _FOLLOWS = """\
 ## What follows
 
@@ -171,6 +217,16 @@ _FOLLOWS = """\
   processor has instructions for it. A post-quantum key exchange costs little beside the handshake.
 - A larger `max_inflight_messages` makes bursts of QoS 1 cheaper, as fewer messages go through the queue.
 - What the unit takes away from the broker costs nothing that shows.
+- The kernel is left as it is. Mosquitto listens with a backlog of 100, so a larger `net.core.somaxconn` is of no use.
+
+## Not measured
+
+- What belongs to the whole machine and to no network namespace: `net.core.busy_poll`, `net.core.netdev_max_backlog`,
+  receive packet steering, congestion control (a loopback interface is never congested), `vm.*`, huge pages, the
+  processor's clock.
+- `CPUWeight`, `Nice`, `MemoryHigh`: they say who goes first where there is too little, and `CPUWeight` and
+  `MemoryHigh` only with version 2 of control groups, which this machine had not.
+- `SocketBindDeny` and `SocketBindAllow`: they are asked once, when the broker begins to listen.
 """
 
 
@@ -181,6 +237,10 @@ def run(programs: Programs, rounds: int, scale: float, names: Sequence[str] | No
     """
     more_files()
     where = machine()
+    if UNITS.parent.is_dir():
+        # An engine's containers may not write what belongs to their own network namespace either.
+        subprocess.run(["mount", "-o", "remount,rw", "/proc/sys"], check=True)
+        UNITS.mkdir(exist_ok=True)
     settings = {BASE: Setting(BASE, "", messages=True)}
     settings |= {setting.name: setting for setting in SETTINGS if not names or setting.name in names}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -214,14 +274,62 @@ class Gateway(Mosquitto):
     def __init__(self, stage: Stage, setting: Setting) -> None:
         super().__init__(stage, Kind(setting.name), BEDNET, setting.variant)
 
+        self._unit = f"bench-{hashlib.sha256(setting.name.encode()).hexdigest()[:12]}.service"
+        self._pid = 0
+
     def _lines(self) -> list[str]:
         return [*super()._lines(), f"persistence_location {self.folder}/"]
 
+    def command(self) -> Sequence[str]:
+        """See :meth:`load.bench.brokers.Broker.command`."""
+        words, unit, sysctls = super().command(), self.variant.unit, self.variant.sysctls
+        if unit is None:
+            return words
+        lines = ["[Service]", "Type=exec", f"ExecStart={' '.join(words)}", f"WorkingDirectory={self.folder}"]
+        lines += [f"StandardError=append:{self._log}", f"ReadWritePaths={self.folder}"]
+        lines += [f"Environment={name}={value}" for name, value in self.environment().items()]
+        if sysctls is not None:
+            lines.append("PrivateNetwork=true")
+            for name, value in sysctls.items():
+                path = f"/proc/sys/{name.replace('.', '/')}"
+                lines.append(f"ExecStartPre=/bin/sh -c 'echo {value} >{path}'")
+        (UNITS / self._unit).write_text("\n".join([*lines, *unit]) + "\n", encoding="utf-8")
+        subprocess.run(["systemctl", "daemon-reload"], check=True)
+        return ["systemctl", "start", "--wait", self._unit]
+
+    @property
+    def _main(self) -> int:
+        """The unit's process.
+
+        :raises OSError: when there is none yet.
+        """
+        if not self._pid:
+            words = ["systemctl", "show", "--property=MainPID", "--value", self._unit]
+            self._pid = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+            if not self._pid:
+                raise ConnectionRefusedError(f"{self._unit} has no process")
+        return self._pid
+
+    def _find_members(self) -> list[int]:
+        return super()._find_members() if self.variant.unit is None else [self._main]
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """See :attr:`load.bench.brokers.Broker.endpoint`."""
+        namespace = None if self.variant.sysctls is None else Path(f"/proc/{self._main}/ns/net")
+        return Endpoint(self.port, namespace=namespace)
+
+    def stop(self) -> None:
+        """See :meth:`load.bench.brokers.Broker.stop`."""
+        if self.variant.unit is not None:
+            subprocess.run(["systemctl", "stop", self._unit], check=False)
+        super().stop()
+
 
 def clear(ratios: Sequence[float]) -> bool:
-    """Say whether ratios show a difference."""
+    """Say whether ratios show a difference; a handful never does."""
     low, high = report.interval(ratios)
-    return (low > 1 or high < 1) and abs(statistics.median(ratios) - 1) >= _SPOKEN_OF
+    return len(ratios) >= _ENOUGH and (low > 1 or high < 1) and abs(statistics.median(ratios) - 1) >= _SPOKEN_OF
 
 
 def _cell(figures: Mapping[str, Sequence[float]], key: str, form: str) -> str:
@@ -257,6 +365,7 @@ def page(figures: Mapping[str, Any]) -> str:
         if not names:
             continue
         lines += [f"## {group}", ""]
+        lines += [*report.prose(_OF_GROUPS[group]), ""] if group in _OF_GROUPS else []
         rows = [[BASE, *(report.cell(base.get(key), form) for key, _, form in _CONNECTIONS)]]
         for name in names:
             cells = [_cell(kinds[name], key, form) for key, _, form in _CONNECTIONS]

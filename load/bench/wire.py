@@ -10,15 +10,19 @@ counted, so that one core is enough to keep a broker busy.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 import socket
 import ssl
 import struct
+import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
     from typing import Self
 
 CONNACK, PUBLISH, PUBACK, SUBACK, PINGRESP = 2, 3, 4, 9, 13
@@ -26,6 +30,7 @@ PINGREQ_PACKET, DISCONNECT_PACKET = b"\xc0\x00", b"\xe0\x00"
 TIMEOUT_S = 60.0
 _REFUSED = 0x80
 CHUNK = 262_144
+_CLONE_NEWNET = 0x40000000
 
 
 class WireError(Exception):
@@ -46,6 +51,13 @@ def _length(size: int) -> bytes:
             return bytes(out)
 
 
+def _set_namespace(descriptor: int) -> None:
+    """Take this thread into a network namespace (setns(2))."""
+    if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
 def publish(topic: str, payload: bytes, qos: int = 0, packet_id: int = 0) -> bytes:
     """Return a PUBLISH packet (3.3)."""
     body = _text(topic) + (struct.pack("!H", packet_id) if qos else b"") + payload
@@ -54,11 +66,28 @@ def publish(topic: str, payload: bytes, qos: int = 0, packet_id: int = 0) -> byt
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a broker listens, and what to trust; no `ca` means plaintext."""
+    """Where a broker listens, and what to trust; no `ca` means plaintext.
+
+    :ivar namespace: the file of its network namespace, where that is not ours.
+    """
 
     port: int
     ca: Path | None = None
     host: str = "127.0.0.1"
+    namespace: Path | None = None
+
+    def connect(self) -> socket.socket:
+        """Return a TCP connection. A socket stays in the namespace in which it was made.
+
+        :raises OSError: when there is none.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.namespace is not None:
+                ours = stack.enter_context(Path(f"/proc/self/task/{threading.get_native_id()}/ns/net").open("rb"))
+                theirs = stack.enter_context(self.namespace.open("rb"))
+                stack.callback(_set_namespace, ours.fileno())
+                _set_namespace(theirs.fileno())
+            return socket.create_connection((self.host, self.port), TIMEOUT_S)
 
     def context(self, certificate: Path | None = None, key: Path | None = None) -> ssl.SSLContext | None:
         """Return the TLS settings of a client that may hold a certificate."""
@@ -90,7 +119,7 @@ class Client:
     _left: bytes = field(default=b"", repr=False)
 
     def __enter__(self) -> Self:
-        plain = socket.create_connection((self.endpoint.host, self.endpoint.port), TIMEOUT_S)
+        plain = self.endpoint.connect()
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket: socket.socket = (
             self.tls.wrap_socket(plain, server_hostname=self.endpoint.host, session=self.session) if self.tls else plain

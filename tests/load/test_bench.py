@@ -82,16 +82,18 @@ def test_ratios_are_taken_round_by_round() -> None:
 @pytest.mark.parametrize(
     ("ratios", "clear"),
     [
-        ([0.95, 0.96, 0.94, 0.95], True),
+        ([0.95, 0.96, 0.94, 0.95, 0.96, 0.94], True),
+        # A handful says nothing.
+        ([0.5, 0.5, 0.5, 0.5, 0.5], False),
         # One that goes astray among twelve does not hide what eleven say.
         ([0.9] * 11 + [1.5], True),
         ([0.9] * 8 + [1.1] * 4, False),
-        ([1.10, 1.08, 1.12, 1.09], True),
+        ([1.10, 1.08, 1.12, 1.09, 1.10, 1.11], True),
         # Both sides of 1.
-        ([0.90, 1.10, 0.95, 1.04], False),
+        ([0.90, 1.10, 0.95, 1.04, 0.92, 1.08], False),
         # On one side, but by less than this machine can tell.
-        ([1.01, 1.02, 1.015, 1.01], False),
-        ([1.0, 1.0, 1.0], False),
+        ([1.01, 1.02, 1.015, 1.01, 1.02, 1.01], False),
+        ([1.0] * 6, False),
     ],
 )
 def test_only_what_stands_out_of_the_noise_is_a_difference(ratios: list[float], clear: bool) -> None:
