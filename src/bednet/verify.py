@@ -341,6 +341,8 @@ def read_input(path: Path) -> Input:
         gateways = tuple(
             _gateway(item, f"{path}: gateway {number}") for number, item in enumerate(document["gateways"], 1)
         )
+        if not isinstance(document.get("token_services", []), list):
+            raise VerifyError(f"{path}: token_services: expected a list")
         services = tuple(
             _service(item, f"{path}: token service {number}")
             for number, item in enumerate(document.get("token_services", []), 1)
@@ -1267,9 +1269,13 @@ def _false_certificate_gets_none(target: ServiceTarget) -> Verdict:
     verdicts = []
     for label, forgery in forgeries.items():
         seen = target.ask_as_probe(forgery)
-        # nginx refuses it when it has read the request, another front may do so in TLS.
-        alert = seen.outcome is Outcome.ALERT and seen.reason in ("unknown ca", "decrypt error", "bad certificate")
-        verdicts.append((label, Verdict(True, str(seen)) if alert else _invalid_client(seen)))
+        # nginx refuses it when it has read the request. Others may do so in TLS, which only who waits for it sees.
+        verdict = _invalid_client(seen)
+        if seen.status is None:
+            verdict = _alert(
+                probe.handshake(target.listener, forgery), "unknown ca", "decrypt error", "bad certificate"
+            )
+        verdicts.append((label, verdict))
     return _joined(verdicts, ": ")
 
 

@@ -108,10 +108,10 @@ def test_verify_passes_on_a_strict_broker(stage: brokers.Stage, pki: brokers.PKI
         report = verify.verify(task(pki, ports.gateway(address=stage.address)), started=brokers.now())
     assert failed(report) == {}
     assert report.passed
-    # Those about pre-shared keys need the plugin: the suites run them on the deployed lab.
+    # Those about pre-shared keys and tokens need the plugin: the suites run them on the deployed lab.
     left_out = {check.name for check in verify.CHECKS} - {result.check for result in report.results}
-    assert all("pre-shared key" in name for name in left_out)
-    assert len(left_out) == 4
+    assert all("pre-shared key" in name or " token" in name for name in left_out)
+    assert len(left_out) == 9
 
 
 def websockets(port: int, acl_file: str = "acl") -> str:
@@ -581,11 +581,18 @@ def test_a_report_survives_its_file(tmp_path: Path) -> None:
 
 def test_a_report_is_readable_at_100_columns() -> None:
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(verify.table(report_of(*(result(check=check.name, layer=check.layer) for check in verify.CHECKS))))
+    checks = [(check.name, check.layer) for check in verify.CHECKS]
+    services = [(check.name, check.layer) for check in verify.SERVICE_CHECKS]
+    results = [result(check=name, layer=layer) for name, layer in checks]
+    results += [result(check=name, layer=layer, gateway="gateway-1:8443") for name, layer in services]
+    console.print(verify.table(report_of(*results)))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 100
-    for check in verify.CHECKS:
-        assert check.name.split()[0] in text
+    for name, _ in (*checks, *services):
+        assert name.split()[0] in text
+    # Each layer and each check once, whoever it was held against.
+    assert [text.count(f" {layer} ") for layer in verify.LAYERS] == [1] * len(verify.LAYERS)
+    assert sum("CBC ciphers" in line for line in text.splitlines()) == 1
 
 
 def written(pki: brokers.PKI, **changes: Any) -> Path:
@@ -616,6 +623,7 @@ def test_input_is_read_with_its_defaults(local: brokers.PKI) -> None:
     assert brokers.PASSWORD not in repr(read)
 
 
+SERVICE = {"name": "t", "address": "192.0.2.1", "server_name": "tokens.plant.example"}
 GATEWAY = {"name": "g", "address": "192.0.2.1", "server_name": "g.plant.example"}
 
 
@@ -658,6 +666,13 @@ def test_the_usual_ports_of_listeners_that_are_off_must_be_closed(
         ({"canary": {"certificate": "/nowhere/c.pem", "key": "/nowhere/c.key"}}, "there is no file /nowhere/c.pem"),
         ({"canary": None}, "'canary' is missing"),
         ({"surprise": 1}, "unknown key surprise"),
+        ({"token_services": [SERVICE, SERVICE]}, "has the name of another one, or of a gateway"),
+        ({"token_services": [{**SERVICE, "name": "gateway-1"}]}, "has the name of another one, or of a gateway"),
+        ({"token_services": [{**SERVICE, "tls_versions": ["1.1"]}]}, "token service 1: tls_versions is"),
+        ({"token_services": [{**SERVICE, "port": "8443"}]}, "token service 1: port is not a number"),
+        ({"token_services": [{**SERVICE, "audiences": [1]}]}, "token service 1: audiences is"),
+        ({"token_services": [{**SERVICE, "ca": "/etc/ca.pem"}]}, "token service 1: unknown key ca"),
+        ({"token_services": {}}, "expected a list"),
     ],
 )
 def test_input_that_cannot_be_used_is_refused(local: brokers.PKI, changes: dict[str, Any], message: str) -> None:
