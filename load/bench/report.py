@@ -310,6 +310,7 @@ def _brokers(figures: Mapping[str, Any], picture: str) -> list[str]:
             cells[5] += f" (+{statistics.median(with_many) - statistics.median(values['memory_mb']):.0f})"
         rows.append(row(name, cells))
     lines += ["### Connections: CPU, latency, memory", "", *table(titles, rows + gone(len(titles))), ""]
+    lines += [f"![ms of CPU for a connection]({picture}-connections.svg)", ""]
     lines += [
         *prose(
             "`openssl s_server` does the same handshake and nothing else: the limit of what OpenSSL permits. What a "
@@ -431,7 +432,7 @@ def chart(title: str, bars: Sequence[Bar], legend: tuple[str, str] | None = None
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {tall}" {font}>',
         f'<rect width="{width}" height="{tall}" fill="white"/>',
-        f'<text x="10" y="20" font-weight="bold">{escape(title)}</text>',
+        f'<text x="10" y="20" font-weight="bold">{escape(title)} (logarithmic)</text>',
     ]
     if legend:
         for place, (color, words) in enumerate(zip((_OTHERS, _LIGHT), legend, strict=True)):
@@ -474,4 +475,15 @@ def pictures(measured: Mapping[str, Any]) -> dict[str, str]:
     if costs:
         title = "CPU seconds per 100,000 messages, fan-in"
         found["messages"] = chart(title, costs, ("QoS 0", "QoS 1"), "{:.2f}")
+    handshakes = [
+        Bar(
+            name,
+            middle(values["full_cpu_ms"]),
+            middle(values["resumed_cpu_ms"]) if "resumed_cpu_ms" in values else None,
+        )
+        for name, values in kinds.items()
+        if "full_cpu_ms" in values
+    ]
+    if handshakes:
+        found["connections"] = chart("ms of CPU for a connection", handshakes, ("full", "resumed"), "{:.2f}")
     return found

@@ -197,7 +197,7 @@ def test_all_rows_of_a_table_are_as_wide_as_its_head(measured: dict[str, Any]) -
 
 def test_pictures_are_svg_and_show_each_broker(measured: dict[str, Any]) -> None:
     pictures = report.pictures(measured)
-    assert set(pictures) == {"messages", "stalls"}
+    assert set(pictures) == {"messages", "connections", "stalls"}
     assert all(name in pictures["messages"] for name in measured["brokers"]["kinds"])
 
 
