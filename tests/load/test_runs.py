@@ -90,13 +90,14 @@ def plan_for(
     generators: int = 1,
     *,
     restart: bool = False,
+    gateway: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Plan:
     habit = replace(PROFILES[profile], **{"duration_s": 1.2, "every_s": 0.1, "connects_per_s": 100, **changes})
     bundles = {name: pki.folder / "bundles" / name for name in DEVICES}
-    gateway = Gateway("broker", "127.0.0.1", brokers.SERVER_NAME, port, None, port)
+    made = replace(Gateway("broker", "127.0.0.1", brokers.SERVER_NAME, port, None, port), **(gateway or {}))
     return make_plan(
-        *(example, gateway, profile, habit, bundles),
+        *(example, made, profile, habit, bundles),
         warmup_s=0.2,
         drain_s=0.8,
         generators=generators,
@@ -205,7 +206,7 @@ def test_devices_come_in_by_pre_shared_key_and_not_with_a_wrong_one(
     stage: brokers.Stage, pki: brokers.PKI, example: Site, tmp_path: Path
 ) -> None:
     keys = {name: secrets.token_hex(32) for name in DEVICES}
-    site = replace(example, devices={**example.devices, **{n: psk_device(example, n) for n in DEVICES}})
+    site = replace(example, devices={**example.devices, **{n: device_by(example, n, "psk") for n in DEVICES}})
     for name, key in keys.items():
         (pki.folder / "bundles" / name / "psk").write_text(key)
     (pki.folder / "bundles/temp-101/psk").write_text(secrets.token_hex(32))
@@ -229,8 +230,42 @@ def test_devices_come_in_by_pre_shared_key_and_not_with_a_wrong_one(
     assert tally.delivery("telemetry", 1).unique > 10
 
 
-def psk_device(example: Site, name: str) -> Device:
-    return replace(example.devices[name], authentication=("psk",))
+def test_devices_come_in_over_websockets_and_not_with_a_wrong_password(
+    stage: brokers.Stage, pki: brokers.PKI, example: Site, tmp_path: Path
+) -> None:
+    site = replace(example, devices={**example.devices, **{n: device_by(example, n, "password") for n in DEVICES}})
+    words = {name: secrets.token_urlsafe(16) for name in DEVICES}
+    folder = tmp_path / "broker"
+    shutil.copytree(pki.folder, folder, ignore=shutil.ignore_patterns("bundles"))
+    (folder / "words").write_text("".join(f"{n}:{brokers.password_hash(word)}\n" for n, word in words.items()))
+    words["historian"] = secrets.token_urlsafe(16)
+    for name, word in words.items():
+        (pki.folder / "bundles" / name / "password").write_text(word)
+    ports = brokers.Ports.some()
+    options = "protocol websockets\ncertfile server.pem\nkeyfile server.key\npassword_file words\nallow_anonymous false"
+    with stage.run(folder, ports, brokers.configuration(ports, more=f"listener {ports.plaintext}\n{options}")):
+        plan = plan_for(site, pki, 1, gateway={"websockets_port": ports.plaintext, "websockets": True})
+        # In frames of either form, of which the long ones are cut by TLS.
+        sizes = {"plc-1-filler": 40_000}
+        players = tuple(
+            replace(p, streams=tuple(replace(s, payload_bytes=sizes.get(p.id, 32)) for s in p.streams))
+            for p in plan.players
+        )
+        plan = replace(plan, players=players, connect_deadline_s=1.0)
+        report = load(replace(plan, gateway=replace(plan.gateway, address=stage.address)))
+    tally = report.tally
+    assert tally.connects == len(DEVICES) - 1
+    assert tally.never_connected == 1
+    assert set(tally.connect_failures) == {"CONNACK: Not authorized"}
+    assert report.judgement.verdict is Verdict.FAILED
+    assert not tally.lost_connections
+    delivery = tally.delivery("telemetry", 1)
+    assert delivery.unique > 10
+    assert delivery.duplicates == delivery.disordered == 0
+
+
+def device_by(example: Site, name: str, way: str) -> Device:
+    return replace(example.devices[name], authentication=(way,))
 
 
 @pytest.mark.full
