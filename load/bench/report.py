@@ -170,7 +170,7 @@ def goals(measured: Mapping[str, Any]) -> list[Goal]:
         holds = seconds < COMPILE_S and megabytes < COMPILE_MB
         wanted = f"under {COMPILE_S} s and {COMPILE_MB} MB"
         found.append(Goal("compiling 1,000,000 devices", wanted, f"{seconds:.0f} s, {megabytes:.0f} MB", holds))
-        what = "storing one changed device of 1,000,000"
+        what = "one changed device of 1,000,000, from its entry to the store"
         found.append(Goal(what, f"under {CHANGE_MS} ms", f"{change:.1f} ms", change < CHANGE_MS))
     if "tokens" in measured:
         found += _token_goals(measured["tokens"])
@@ -359,8 +359,11 @@ def _compiling(part: Mapping[str, Any]) -> list[str]:
     one, sizes = figures["one device"], figures["sizes"]
     lines = ["## From the site's files to a store of 1,000,000 devices", ""]
     lines += [*table(["step", "wall clock, s", "CPU, s", "peak memory, MB"], rows), ""]
+    parts = ""
+    if "put_median_ms" in one:
+        parts = f" (compiling its entry {one['compile_median_ms']} ms, storing it {one['put_median_ms']} ms)"
     said = f"""\
-        One device that is known to have changed: median {one["median_ms"]} ms, worst {one["worst_ms"]} ms.
+        One device that is known to have changed: median {one["median_ms"]} ms{parts}, worst {one["worst_ms"]} ms.
         The compiled site has {sizes["compiled_mb"]} MB, the store {sizes["store_mb"]} MB. Measured once, on
         {part["date"]}."""
     return [*lines, *prose(said), ""]
