@@ -70,7 +70,7 @@ then. The generator itself was late by {late:.1f} ms (p99, median of all). {lost
 """
 _RATIO = """\
 The median of the ratios round by round, and the interval that holds it by 95 % (by the order of the values). bednet's
-ratio is to a measurement of mTLS right beside its own.
+ratio is to a measurement of mTLS right beside its own, for messages several times in a round.
 """
 _STALL = """\
 A stall is the longest round trip of a client that pings each millisecond while one device's rights change (acl_file: a

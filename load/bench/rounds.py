@@ -52,6 +52,8 @@ KINDS = (
 )
 #: How long a kind of message is measured in a round, in seconds.
 SLICE_S = 0.12
+#: How often in a round messages through ours are measured, and right beside them those through what it is compared with.
+PAIRS = 3
 HANDSHAKES = 12
 PACED_ROUNDS, PACED_S = 3, 0.8
 STALL_ROUNDS = 3
@@ -92,15 +94,17 @@ class Bench:
         optional: Callable[[Kind], bool],
         base: str = "",
         paired: Callable[[str], bool] = lambda _: False,
+        pairs: int = 1,
     ) -> None:
         """Begin with none.
 
         :param optional: whether the run goes on without a broker of a kind.
         :param base: what others are compared with.
         :param paired: whether the base is measured once more right beside one, as ``base_...``: for small differences.
+        :param pairs: how often that is done in a round, of messages.
         """
         self._stack, self._optional = stack, optional
-        self._base, self._paired = base, paired
+        self._base, self._paired, self._pairs = base, paired, pairs
         self._brokers: dict[str, Broker] = {}
         self._crowds: dict[str, Crowd] = {}
         self.results: Results = {}
@@ -152,8 +156,9 @@ class Bench:
                 if warm:
                     measure(crowd)
                     continue
-                for prefix, other in self.pair(name):
-                    self.keep(name, prefix + what, measure(self._crowds[other]))
+                for _ in range(self._pairs if len(self.pair(name)) > 1 else 1):
+                    for prefix, other in self.pair(name):
+                        self.keep(name, prefix + what, measure(self._crowds[other]))
 
     def brokers(self, measure: Callable[[str, Broker], None], wanted: Callable[[Broker], bool] | None = None) -> None:
         """Measure something of each broker, in an order of its own."""
@@ -252,7 +257,11 @@ def run(programs: Programs, rounds: int, scale: float, kinds: Sequence[Kind]) ->
         Path(folder).chmod(0o755)
         stage = Stage(Path(folder), programs)
         bench = Bench(
-            stack, lambda kind: kind.name in others.CLASSES, str(Kind(OPEN)), lambda name: name.startswith(BEDNET)
+            stack,
+            lambda kind: kind.name in others.CLASSES,
+            str(Kind(OPEN)),
+            lambda name: name.startswith(BEDNET),
+            PAIRS,
         )
         for kind in kinds:
             why = None
