@@ -62,14 +62,17 @@ def broker_version() -> tuple[int, ...]:
 
 @functools.cache
 def build(target: str) -> Path:
-    """Make a target of src/plugin, outside of the checkout, or skip the test."""
+    """Make a target of src/plugin, outside of the checkout, or skip the test. A warning of the compiler is an error."""
     if not (shutil.which("make") and shutil.which("cc") and shutil.which("pkg-config")):
         pytest.skip("no compiler on this machine: install gcc, make and pkg-config")
     folder = Path(tempfile.gettempdir()) / f"bednet-plugin-{os.getuid()}-{os.getpid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / target
     done = subprocess.run(
-        ["make", "-C", str(SOURCE), f"BUILD={folder}", str(path)], capture_output=True, text=True, check=False
+        ["make", "-C", str(SOURCE), f"BUILD={folder}", str(path), "CFLAGS=-O2 -g -Werror"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return path

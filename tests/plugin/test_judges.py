@@ -62,9 +62,8 @@ def test_both_judges_agree_on_thousands_of_cases(examples: int, share: float) ->
         assert answers.get(answer, 0) >= least * share, answers
 
 
-@settings(max_examples=3000, deadline=None)
-@given(one=FILTERS, other=st.one_of(FILTERS, NAMES))
-def test_filters_cover_and_meet_alike(one: str, other: str) -> None:
+@pytest.mark.parametrize("examples", [1000, pytest.param(10000, marks=pytest.mark.full)])
+def test_filters_cover_and_meet_alike(examples: int) -> None:
     def sound(text: str) -> bool:
         try:
             topics.check_filter(text)
@@ -72,19 +71,27 @@ def test_filters_cover_and_meet_alike(one: str, other: str) -> None:
             return False
         return True
 
-    assert judge.filter_ok(one) is sound(one)
-    assert judge.filter_ok(other) is sound(other)
-    if sound(one) and sound(other):
-        assert judge.covers(one, other) is topics.covers(one, other)
-        assert judge.intersection(one, other) == topics.intersection(one, other)
+    @settings(max_examples=examples, deadline=None)
+    @given(one=FILTERS, other=st.one_of(FILTERS, NAMES))
+    def ask(one: str, other: str) -> None:
+        assert judge.filter_ok(one) is sound(one)
+        assert judge.filter_ok(other) is sound(other)
+        if sound(one) and sound(other):
+            assert judge.covers(one, other) is topics.covers(one, other)
+            assert judge.intersection(one, other) == topics.intersection(one, other)
+
+    ask()
 
 
-@settings(max_examples=1000, deadline=None)
-@given(
-    raw=st.one_of(st.binary(max_size=300), st.text(max_size=200).map(lambda text: text.encode(errors="surrogatepass"))),
-    room=st.integers(6, 400),
-)
-def test_whatever_a_client_sends_is_a_json_string_in_ascii(raw: bytes, room: int) -> None:
+RAW = st.one_of(st.binary(max_size=300), st.text(max_size=200).map(lambda text: text.encode(errors="surrogatepass")))
+
+
+@pytest.mark.parametrize("examples", [300, pytest.param(3000, marks=pytest.mark.full)])
+def test_whatever_a_client_sends_is_a_json_string_in_ascii(examples: int) -> None:
+    settings(max_examples=examples, deadline=None)(given(raw=RAW, room=st.integers(6, 400))(_told_in_ascii))()
+
+
+def _told_in_ascii(raw: bytes, room: int) -> None:
     told = json.loads(f'"{judge.escape(raw, room)}"')
     whole = raw.decode(errors="replace")
     assert told.isprintable() or not whole.isprintable()

@@ -369,21 +369,22 @@ def test_a_window_opens_and_closes_for_a_connected_client_at_the_second(site: Si
         return at % 86400
 
     site.zones["UTC"] = UTC
-    begin = int(time.time()) + 3
-    if seconds(begin) > 86390:
-        pytest.skip("midnight is too near")
-    window = {"days": 127, "from": seconds(begin), "to": seconds(begin + 2), "zone": "UTC"}
-    site.profiles["sensor"] = [allow("publish", "sensors/#", during=[window])]
-    site.apply()
     gateway = start()
     told: list[tuple[float, float, bool]] = []
     with on_plain(gateway) as session:
-        while time.time() < begin + 3:
+        # Whatever the machine needed for a broker is over by now.
+        begin = int(time.time()) + 2
+        if seconds(begin) > 86390:
+            pytest.skip("midnight is too near")
+        window = {"days": 127, "from": seconds(begin), "to": seconds(begin + 1), "zone": "UTC"}
+        site.profiles["sensor"] = [allow("publish", "sensors/#", during=[window])]
+        site.apply()
+        while time.time() < begin + 1.5:
             before = time.time()
             granted = session.publish(f"sensors/{uuid.uuid4().hex}", b"1").granted
             told.append((before, time.time(), granted))
-    inside = [granted for before, after, granted in told if begin + 0.02 <= before and after < begin + 2]
-    outside = [granted for before, after, granted in told if after < begin or before >= begin + 2.02]
+    inside = [granted for before, after, granted in told if begin + 0.02 <= before and after < begin + 1]
+    outside = [granted for before, after, granted in told if after < begin or before >= begin + 1.02]
     assert inside
     assert all(inside)
     assert outside
