@@ -359,6 +359,9 @@ def test_a_list_that_the_timers_renew_reaches_a_gateway_without_a_playbook(lab: 
     gateway.exec(["systemctl", "start", "bednet-crl-fetch.service"])
     present = x509.load_pem_x509_crl(gateway.read_file(CRL))
     assert _number(present) == published
+    # The store was told as well: a list of that number is nothing new to it.
+    told = json.dumps({"crl_number": published, "revoked_serials": {"0a": "superseded"}})
+    assert json.loads(gateway.exec(["bednet-store", "crl"], input=told).stdout)["revoked_serials"] == 0
     # For the tests that follow, which ask what else a run changes.
     lab.hosts["gateway-1"].exec(["systemctl", "start", "bednet-crl-fetch.service"])
     assert _started(gateway) == pid

@@ -233,6 +233,44 @@ def test_a_gateway_out_of_reach_is_named_and_the_others_are_done(lab: Lab, plant
 
 
 @pytest.mark.full
+def test_a_certificate_that_the_ca_alone_has_revoked_is_cut_off_once_the_list_is_fetched(
+    lab: Lab, plant: Plant, measured: Callable[[str], None]
+) -> None:
+    """No playbook told the gateways: the timer's unit did, and of certificates only."""
+    device, gateway = "tablet-jo", lab.hosts["gateway-1"]
+    certificate, password = plant.certificate(device), plant.password(device)
+    wish = json.dumps({"id": device, "reason": "cessationOfOperation"})
+    pid = _started(gateway)
+    try:
+        with (
+            plant.session(device) as session,
+            plant.session("temp-101") as other,
+            Session(plant.passwords("gateway-2"), password) as elsewhere,
+        ):
+            revoked = json.loads(lab.hosts["authority"].exec(["bednet-ca", "revoke"], input=wish).stdout)
+            assert {entry["id"] for entry in revoked["revoked"]} == {device}
+            gateway.exec(["systemctl", "start", "bednet-crl-fetch.service"])
+            begin = time.monotonic()
+            goodbye = session.wait_goodbye(1)
+            waited = (time.monotonic() - begin) * 1000
+            measured(f"revoked at the CA alone: closed {waited:.0f} ms after the list was fetched ({goodbye})")
+            # The other gateway has not fetched it.
+            assert elsewhere.goodbye is None
+            assert other.goodbye is None
+        seen = handshake(plant.mtls("gateway-1"), certificate)
+        assert (seen.outcome, seen.reason) == (Outcome.ALERT, "certificate revoked")
+        assert _stored(gateway, device)["revoked"] is None
+        assert enter(plant.passwords("gateway-1"), password).accepted
+        assert _started(gateway) == pid
+    finally:
+        # It is listed as before, so it gets new ones.
+        lab.play("site.yml", *ENROL)
+        plant.fetch_bundles()
+    assert enter(plant.mtls("gateway-1"), plant.certificate(device)).accepted
+    assert lab.play("site.yml", *ENROL).changed_tasks == []
+
+
+@pytest.mark.full
 def test_a_roll_out_from_files_that_know_of_no_revocation_brings_nobody_back(lab: Lab, plant: Plant) -> None:
     """docs/store.md, "Who is revoked stays so"."""
     device, devices = "temp-103", lab.site / "devices.yml"
