@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 
-# What differs most between brokers: how a client comes in, and where the broker asks. That the two judges agree in a live
-# broker is asked of 2.0.21 here, and of all brokers by the tests that are marked.
+# What differs most between brokers: how a client comes in, and where the broker asks. Whether the two judges agree in a
+# live broker is asked of 2.0.21 here, and of the others by the tests that are marked.
 SHORT = tuple(f"tests/plugin/test_{name}.py" for name in ("plugin_connect", "plugin_access"))
 QUICK = ("-m", "not full")
 
