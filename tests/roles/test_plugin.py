@@ -204,6 +204,7 @@ def test_a_device_is_revoked_everywhere_at_once_and_comes_back_with_new_keys(
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)
 def test_a_gateway_out_of_reach_is_named_and_the_others_are_done(lab: Lab, plant: Plant) -> None:
     device, devices = "temp-202", lab.site / "devices.yml"
     before = devices.read_text(encoding="utf-8")
@@ -233,6 +234,7 @@ def test_a_gateway_out_of_reach_is_named_and_the_others_are_done(lab: Lab, plant
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)
 def test_a_certificate_that_the_ca_alone_has_revoked_is_cut_off_once_the_list_is_fetched(
     lab: Lab, plant: Plant, measured: Callable[[str], None]
 ) -> None:
@@ -271,6 +273,7 @@ def test_a_certificate_that_the_ca_alone_has_revoked_is_cut_off_once_the_list_is
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)
 def test_a_roll_out_from_files_that_know_of_no_revocation_brings_nobody_back(lab: Lab, plant: Plant) -> None:
     """docs/store.md, "Who is revoked stays so"."""
     device, devices = "temp-103", lab.site / "devices.yml"
@@ -316,6 +319,7 @@ def gauge(lab: Lab, plant: Plant) -> Iterator[Credentials]:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)
 def test_a_device_with_a_pre_shared_key_does_what_it_may_until_it_is_revoked(
     lab: Lab, plant: Plant, gauge: Credentials
 ) -> None:
@@ -356,7 +360,7 @@ def test_a_device_with_a_pre_shared_key_does_what_it_may_until_it_is_revoked(
 
 
 @pytest.mark.full
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_gateway_goes_over_to_the_other_way_and_back_and_keeps_nothing(lab: Lab, plant: Plant) -> None:
     gateway = lab.hosts["gateway-1"]
     own = ["/etc/mosquitto/acl_file", "/etc/mosquitto/password_file"]
