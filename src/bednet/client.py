@@ -13,9 +13,9 @@
     client.connect("gateway-1.plant.example", 8883)
     client.loop_start()
 
-This file needs paho-mqtt 2 and, for `private_key_jwt`, cryptography; a device may carry it alone.
+This file needs paho-mqtt 2 and, for `private_key_jwt` and the method `ace`, cryptography; a device may carry it alone.
 
-paho sends no AUTH packets. :class:`TokenClient` adds the one that re-authentication takes (MQTT 5, 4.12.1), with two
+paho sends no AUTH packets. :class:`TokenClient` adds those that authentication takes (MQTT 5, 4.12), with two
 methods of paho's own, `_packet_queue` and `_packet_handle`; all that depends on them is in :class:`_Reauthentication`.
 """
 
@@ -28,6 +28,7 @@ import logging
 import secrets
 import socket
 import ssl
+import struct
 import threading
 import time
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.exception import MQTTException
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -46,7 +48,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 METHODS = ("tls_client_auth", "private_key_jwt", "client_secret_basic")
-OAUTHBEARER = "OAUTHBEARER"
+CURVES = {"secp256r1": "ES256", "secp384r1": "ES384"}
+PROOF_ALGORITHMS = ("ES256", "EdDSA")
+OAUTHBEARER, ACE = "OAUTHBEARER", "ace"
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 ASSERTION_SECONDS = 60
 TIMEOUT_SECONDS = 15.0
@@ -58,8 +62,10 @@ RETRY_SECONDS, LONGEST_RETRY_SECONDS = 2.0, 60.0
 #: How much of its life a token must have left, in seconds, so that connecting with it is worth the while.
 LEAST_SECONDS = 5.0
 HTTP_OK, HTTP_SERVER_ERROR, HTTP_TOO_MANY = 200, 500, 429
-_REAUTHENTICATE, _SUCCESS = 0x19, 0x00
-_AUTH, _CONNACK, _FAILURE = 0xF0, 0x20, 0x80
+#: How long what each side makes up for the method `ace` is, in bytes (RFC 9431, 2.2.4.2.2).
+NONCE_BYTES = 8
+_REAUTHENTICATE, _CONTINUE, _SUCCESS = 0x19, 0x18, 0x00
+_AUTH, _CONNACK, _DISCONNECT, _FAILURE = 0xF0, 0x20, 0xE0, 0x80
 
 
 class TokenError(OSError):
@@ -108,7 +114,7 @@ class TokenSource:
         2.3.1).
     :param ca: the site's CA certificates, PEM.
     :param certificate: for `tls_client_auth`, PEM, and `key` its key. With `private_key_jwt` it is shown as well, and
-        tokens are bound to it; without it they are good for the method `ace` only, which is not in this file.
+        tokens are bound to it; without it they are bound to the key, and good for the method `ace` only.
     :param key: for `private_key_jwt`: also the key to sign with, PEM.
     :param client_secret: for `client_secret_basic`: the file with the secret.
     :param resource: ask for a token for this audience alone (RFC 8707), such as `mqtts://gateway-1.plant.example`.
@@ -227,15 +233,6 @@ class TokenSource:
 
     def _assertion(self, now: int) -> str:
         """Sign an assertion (RFC 7523, 2.2 and 3)."""
-        from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415 - for this method alone
-        from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils  # noqa: PLC0415
-
-        assert self.key is not None  # noqa: S101 - __post_init__ saw to it
-        key = serialization.load_pem_private_key(self.key.read_bytes(), None)
-        if isinstance(key, ec.EllipticCurvePrivateKey):
-            algorithm = {"secp256r1": "ES256", "secp384r1": "ES384"}[key.curve.name]
-        else:
-            algorithm = "EdDSA" if isinstance(key, ed25519.Ed25519PrivateKey) else "RS256"
         claims = {
             "iss": self.device,
             "sub": self.device,
@@ -244,20 +241,51 @@ class TokenSource:
             "exp": now + ASSERTION_SECONDS,
             "jti": secrets.token_urlsafe(16),
         }
+        algorithm, sign = self._signer()
         signed = ".".join(_base64url(json.dumps(part).encode()) for part in ({"alg": algorithm, "typ": "JWT"}, claims))
-        data = signed.encode()
-        if isinstance(key, ec.EllipticCurvePrivateKey):
-            hashed = hashes.SHA256() if algorithm == "ES256" else hashes.SHA384()
-            size = (key.curve.key_size + 7) // 8
-            pair = utils.decode_dss_signature(key.sign(data, ec.ECDSA(hashed)))
-            signature = b"".join(number.to_bytes(size, "big") for number in pair)
-        elif isinstance(key, ed25519.Ed25519PrivateKey):
-            signature = key.sign(data)
-        elif isinstance(key, rsa.RSAPrivateKey):
-            signature = key.sign(data, padding.PKCS1v15(), hashes.SHA256())
-        else:
-            raise TokenError("key", f"{self.key} is of a kind that cannot sign here", again=False)
-        return f"{signed}.{_base64url(signature)}"
+        return f"{signed}.{_base64url(sign(signed.encode()))}"
+
+    def prove(self, nonce: bytes) -> bytes:
+        """Answer the question of the method `ace` (RFC 9431, 2.2.4.2.2): a nonce of our own, and both signed.
+
+        :raises TokenError: when the question is of another length, or the key of a kind that gateways do not take for
+            it: P-256 and Ed25519 are.
+        """
+        # Whoever chose more of what is signed could have an assertion signed.
+        if len(nonce) != NONCE_BYTES:
+            raise TokenError("question", f"a nonce of {len(nonce)} bytes instead of {NONCE_BYTES}", again=False)
+        algorithm, sign = self._signer()
+        if algorithm not in PROOF_ALGORITHMS:
+            message = (
+                f"{self.key} signs with {algorithm}; gateways take {', '.join(PROOF_ALGORITHMS)} for the method ace"
+            )
+            raise TokenError("key", message, again=False)
+        own = secrets.token_bytes(NONCE_BYTES)
+        return own + sign(nonce + own)
+
+    def _signer(self) -> tuple[str, Callable[[bytes], bytes]]:
+        """Return by which algorithm the key signs (RFC 7518, 3.1; RFC 8037), and what does it."""
+        from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415 - not for every method
+        from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils  # noqa: PLC0415
+
+        if self.key is None:
+            raise TokenError("key", "there is no key to sign with", again=False)
+        key = serialization.load_pem_private_key(self.key.read_bytes(), None)
+        if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in CURVES:
+            curve, size = key, (key.curve.key_size + 7) // 8
+            hashed = hashes.SHA256() if CURVES[key.curve.name] == "ES256" else hashes.SHA384()
+
+            def sign(data: bytes) -> bytes:
+                pair = utils.decode_dss_signature(curve.sign(data, ec.ECDSA(hashed)))
+                return b"".join(number.to_bytes(size, "big") for number in pair)
+
+            return CURVES[key.curve.name], sign
+        if isinstance(key, ed25519.Ed25519PrivateKey):
+            return "EdDSA", key.sign
+        if isinstance(key, rsa.RSAPrivateKey):
+            modulus = key
+            return "RS256", lambda data: modulus.sign(data, padding.PKCS1v15(), hashes.SHA256())
+        raise TokenError("key", f"{self.key} is of a kind that cannot sign here", again=False)
 
 
 def _base64url(data: bytes) -> str:
@@ -282,28 +310,88 @@ def oauthbearer(token: str, packet: int) -> Properties:
     return properties
 
 
+def ace(token: str, packet: int) -> Properties:
+    """Return the properties of CONNECT or AUTH that show a token and let the gateway ask for a proof (RFC 9431).
+
+    :param packet: as for :func:`oauthbearer`.
+    """
+    properties = _Secret(packet)  # type: ignore[no-untyped-call] # likewise
+    properties.AuthenticationMethod = ACE
+    properties.AuthenticationData = struct.pack(">H", len(token)) + token.encode()
+    return properties
+
+
 class _Reauthentication(mqtt.Client):
-    """paho with AUTH packets (MQTT 5, 3.15). Tested with 2.1; what is below uses two methods that are paho's own."""
+    """paho with AUTH packets (MQTT 5, 3.15). Tested with 2.1; what is below uses two methods that are paho's own.
+
+    :ivar asking: that a gateway was sent something that it answers with a question: until it is content it takes
+        nothing but AUTH packets and a DISCONNECT, so all else is held back.
+    """
 
     def __init__(self, device: str) -> None:
         super().__init__(CallbackAPIVersion.VERSION2, client_id=device, protocol=mqtt.MQTTv5)
+        self.asking = False
+        self._held: list[tuple[Any, ...]] = []
+        self._order = threading.RLock()
 
-    def reauthenticate(self, properties: Properties) -> None:
-        """Send an AUTH packet with the reason 0x19, re-authenticate."""
-        body = bytes([_REAUTHENTICATE]) + properties.pack()  # type: ignore[no-untyped-call] # paho leaves it open
+    def reauthenticate(self, properties: Properties, *, asking: bool = False) -> None:
+        """Send an AUTH packet with the reason 0x19, re-authenticate.
+
+        :param asking: whether it will be answered with a question.
+        """
+        with self._order:
+            self.asking = asking
+            self._send_auth(_REAUTHENTICATE, properties)
+
+    def _send_auth(self, reason: int, properties: Properties) -> None:
+        body = bytes([reason]) + properties.pack()  # type: ignore[no-untyped-call] # paho leaves it open
         packet = bytearray([_AUTH])
         self._pack_remaining_length(packet, len(body))
         self._packet_queue(_AUTH, packet + body, 0, 0)
 
+    def asked(self, data: bytes) -> Properties:
+        """Return what a question is answered with; for the class that inherits."""
+        raise NotImplementedError
+
     def authenticated(self, reason: int) -> None:
         """Take the answer; for the class that inherits."""
+
+    def _packet_queue(self, command: int, *packet: Any) -> MQTTErrorCode:
+        with self._order:
+            if self.asking and command & 0xF0 not in (_AUTH, _DISCONNECT):
+                self._held.append((command, *packet))
+                return MQTTErrorCode.MQTT_ERR_SUCCESS
+            return super()._packet_queue(command, *packet)
+
+    def answered(self) -> None:
+        """Send what was held back; what becomes of it where there is no connection any more is paho's business."""
+        with self._order:
+            self.asking = False
+            held, self._held = self._held, []
+            for packet in held:
+                super()._packet_queue(*packet)
 
     def refused(self) -> None:
         """Take the news that a CONNECT was refused; likewise."""
 
+    def _answer(self, data: bytes) -> MQTTErrorCode:
+        told = Properties(PacketTypes.AUTH)  # type: ignore[no-untyped-call] # paho leaves it open
+        try:
+            told.unpack(data)  # type: ignore[no-untyped-call] # likewise
+            answer = self.asked(getattr(told, "AuthenticationData", b""))
+        except (MQTTException, TokenError, ValueError, IndexError, struct.error) as exc:
+            # paho closes the connection, and comes again later.
+            logger.warning("a gateway's question cannot be answered: %s", exc)
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        self._send_auth(_CONTINUE, answer)
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
     def _packet_handle(self) -> MQTTErrorCode:
         command, data = self._in_packet["command"], bytes(self._in_packet["packet"])
+        if command == _AUTH and data[:1] == bytes([_CONTINUE]):
+            return self._answer(data[1:])
         if command == _AUTH:
+            self.answered()
             self.authenticated(data[0] if data else _SUCCESS)
             return MQTTErrorCode.MQTT_ERR_SUCCESS
         if command == _CONNACK and len(data) > 1 and data[1] >= _FAILURE:
@@ -319,14 +407,28 @@ class TokenClient(_Reauthentication):
     the session goes on until the token ends; the gateway closes it then, and paho connects again as soon as there is
     a token. Use it as any paho client; `connect`, `loop_start` and the callbacks are paho's.
 
+    With the method `ace` (RFC 9431) the gateway asks for a proof that the token's key is this device's. That is for
+    tokens that are bound to a key, and no certificate comes along (`private_key_jwt`): they are good for nothing else.
+
     :param source: where its tokens come from; TLS is set from it, with the certificate if tokens are bound to that.
+    :param proves: whether to go by `ace`; by default where nothing else would do.
+    :raises ValueError: when there is no key for that.
     :param on_renewed: called after each renewal with the new token's life in seconds, or the error; from paho's thread
         or the renewing one.
     """
 
-    def __init__(self, source: TokenSource, *, on_renewed: Callable[[float | TokenError], None] | None = None) -> None:
+    def __init__(
+        self,
+        source: TokenSource,
+        *,
+        on_renewed: Callable[[float | TokenError], None] | None = None,
+        proves: bool | None = None,
+    ) -> None:
         super().__init__(source.device)
         self.source = source
+        self.proves = proves if proves is not None else source.key is not None and not source.is_bound
+        if self.proves and source.key is None:
+            raise ValueError("the method ace needs a key: see the parameters of TokenSource")
         self.renewals = 0
         self._on_renewed = on_renewed
         self._token: Token | None = None
@@ -346,7 +448,7 @@ class TokenClient(_Reauthentication):
         with self._guard:
             if self._token is None or self._token.left(time.monotonic()) < LEAST_SECONDS:
                 self._token = self.source.get()
-            shown = oauthbearer(self._token.text, PacketTypes.CONNECT)
+            shown = (ace if self.proves else oauthbearer)(self._token.text, PacketTypes.CONNECT)
         for name in shown.names:
             attribute = name.replace(" ", "")
             if not attribute.startswith("Authentication") and hasattr(self._more, attribute):
@@ -359,6 +461,8 @@ class TokenClient(_Reauthentication):
         :raises TokenError: when there is none; paho tries again later.
         """
         self._connect_properties = self._shown()
+        # A connection that was lost between question and answer.
+        self.answered()
         with self._guard:
             if self._token is not None:
                 self._renew_in(self._token.left(time.monotonic()) - self._token.seconds * (1 - RENEW_AT))
@@ -384,7 +488,20 @@ class TokenClient(_Reauthentication):
             if not self.is_connected():
                 self._token = token
                 return
-        self.reauthenticate(oauthbearer(token.text, PacketTypes.AUTH))
+        shown = (ace if self.proves else oauthbearer)(token.text, PacketTypes.AUTH)
+        self.reauthenticate(shown, asking=self.proves)
+
+    def asked(self, data: bytes) -> Properties:
+        """Answer a gateway's question.
+
+        :raises TokenError: when that cannot be, or it may not ask one.
+        """
+        if not self.proves:
+            raise TokenError("question", "the token was shown by OAUTHBEARER, which has no questions", again=False)
+        properties = Properties(PacketTypes.AUTH)  # type: ignore[no-untyped-call] # paho leaves it open
+        properties.AuthenticationMethod = ACE
+        properties.AuthenticationData = self.source.prove(data)
+        return properties
 
     def authenticated(self, reason: int) -> None:
         """Take the gateway's answer to a renewal."""
@@ -426,4 +543,4 @@ class TokenClient(_Reauthentication):
                 self._on_renewed(exc)
 
 
-__all__ = ["METHODS", "Token", "TokenClient", "TokenError", "TokenSource", "oauthbearer"]
+__all__ = ["METHODS", "Token", "TokenClient", "TokenError", "TokenSource", "ace", "oauthbearer"]

@@ -89,20 +89,26 @@ class Tokens:
 
 
 class Connected:
-    """A device with bednet.client, as a context manager: entered when it is let in."""
+    """A device with bednet.client, as a context manager: entered when it is let in.
 
-    def __init__(self, tokens: Tokens, device: str, gateway: str = "gateway-1", *subscriptions: str) -> None:
+    :param how: parameters of its source of tokens, instead of what its bundle says.
+    """
+
+    def __init__(
+        self, tokens: Tokens, device: str, gateway: str = "gateway-1", *subscriptions: str, **how: Any
+    ) -> None:
         self.renewed: list[float | TokenError] = []
         self.heard: list[bytes] = []
         self.lost: list[str] = []
         self.connections = 0
         self._changed = threading.Condition()
-        self.client = TokenClient(tokens.source(device), on_renewed=self._note(self.renewed))
+        source = tokens.source(device, **how)
+        self.client = TokenClient(source, on_renewed=self._note(self.renewed))
         self.client.on_connect = self._connected
         self.client.on_message = self._received
         self.client.on_disconnect = self._disconnected
         self._subscriptions = subscriptions
-        listener = tokens.listener(device, gateway)
+        listener = (tokens.plant.mtls if source.is_bound else tokens.plant.passwords)(gateway)
         self._where = listener.host, listener.port
 
     def _note(self, notes: list[Any]) -> Callable[[Any], None]:

@@ -1,28 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rotating the token service's keys, and revoking tokens, on the deployed site, by the playbooks.
 
-The sharp edges: a key that signs before every gateway has it, an old key that goes while its tokens are out, and a
-revocation that waits for a timer or hits others.
+The sharp edges: a key that signs before every gateway has it, an old key that goes while its tokens are out, a
+revocation that waits for a timer or hits others, and a revoked device that goes on getting tokens.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
-from bednet.probe import NOT_AUTHORIZED, enter
+from bednet.probe import NOT_AUTHORIZED, Credentials, Listener, enter, request
 from tests.live import Audit
 from tests.tokens.conftest import Connected, claims
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from testbed.lab import Lab
+    from tests.conftest import Plant
     from tests.tokens.conftest import Tokens
 
 pytestmark = pytest.mark.lab
 
 GATEWAYS = ("gateway-1", "gateway-2")
+CONFIG = "/etc/bednet-token-service/config.json"
 
 
 def _kid(tokens: Tokens) -> str:
@@ -95,3 +100,65 @@ def test_what_cannot_be_meant_is_refused_and_nothing_is_revoked(lab: Lab) -> Non
     assert result.changed == 0
     result = lab.play("revoke_token.yml", "-e", "jti=never-issued", check=False)
     assert "knows no token with this jti" in result.failures[0]["message"]
+
+
+# --- revoke.yml and reinstate.yml
+
+
+@pytest.fixture
+def introspector(tokens: Tokens) -> Iterator[Credentials]:
+    """A device that may look at every token, for one test (`token_service_introspectors`)."""
+
+    def restart(text: str) -> None:
+        tokens.host.exec(["sh", "-c", 'cat > "$1"', "sh", CONFIG], input=text)
+        tokens.host.exec(["systemctl", "restart", "bednet-token-service.service"])
+        tokens.await_health()
+
+    before = tokens.host.read_file(CONFIG).decode()
+    restart(json.dumps(json.loads(before) | {"introspectors": ["edge-2"]}))
+    try:
+        secret = (tokens.plant.folder / "edge-2/client_secret").read_text(encoding="ascii").strip()
+        yield Credentials(username="edge-2", password=secret)
+    finally:
+        restart(before)
+
+
+@pytest.mark.full
+def test_a_revoked_device_gets_no_token_and_is_reinstated_with_the_next(
+    lab: Lab, plant: Plant, tokens: Tokens, introspector: Credentials
+) -> None:
+    """docs/operations.md, "Revoke a device": at the token service as everywhere else."""
+    where = Listener(tokens.host.address, 8443, plant.ca, "tokens.plant.example")
+
+    def is_active(text: str) -> object:
+        answer = request(where, "POST", "/introspect", credentials=introspector, form={"token": text})
+        assert answer.status == 200
+        return answer.json()["active"]
+
+    token = tokens.source("edge-1").get()
+    assert is_active(token.text) is True
+    with Connected(tokens, "edge-1") as own, Connected(tokens, "edge-3", "gateway-2") as other:
+        result = lab.play("revoke.yml", "-e", "device=edge-1", "-e", "reason=privilegeWithdrawn")
+        assert ("gateway-1", "token_service : Ensure the token service refuses it") in {
+            (task["host"], task["task"]) for task in result.changed_tasks
+        }
+        own.until(lambda: own.lost, "the end of the session")
+        # The helper asks for the next token, and gets none.
+        assert tokens.refused("edge-1").error == "invalid_client"
+        assert own.connections == 1
+        assert is_active(token.text) is False
+        for gateway in GATEWAYS:
+            assert not enter(tokens.listener("edge-1", gateway), tokens.credentials("edge-1", token)).accepted
+        assert other.lost == []
+        # A second run finds nothing to do.
+        again = lab.play("revoke.yml", "-e", "device=edge-1", "-e", "reason=privilegeWithdrawn")
+        assert again.changed_tasks == []
+        lab.play("reinstate.yml", "-e", "device=edge-1")
+        # Not with what it had.
+        assert tokens.refused("edge-1").error == "invalid_client"
+    plant.fetch_bundles()
+    fresh = tokens.source("edge-1").get()
+    assert is_active(fresh.text) is True
+    assert is_active(token.text) is False
+    for gateway in GATEWAYS:
+        assert enter(tokens.listener("edge-1", gateway), tokens.credentials("edge-1", fresh)).accepted

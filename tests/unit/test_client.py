@@ -2,7 +2,7 @@
 """A device's side of tokens, without a gateway: what it asks for, what it makes of answers, what it lets nobody see.
 
 The sharp edges: a token in a log or a repr, an error that is taken for the end when it is not, or the other way round,
-and an assertion that another service could use as well.
+an assertion that another service could use as well, and a gateway that has something signed for it.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
+import paho.mqtt.client as mqtt
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 
-from bednet.client import Token, TokenClient, TokenError, TokenSource, oauthbearer
+from bednet.client import Token, TokenClient, TokenError, TokenSource, ace, oauthbearer
 from tests.unit.ca_home import START, make_home
 
 if TYPE_CHECKING:
@@ -161,3 +164,117 @@ def test_a_renewal_is_one_auth_packet(bundles: Path, monkeypatch: pytest.MonkeyP
     properties = b"\x15\x00\x0bOAUTHBEARER" + b"\x16" + len(data).to_bytes(2, "big") + data
     body = b"\x19" + bytes([len(properties)]) + properties
     assert packets == [b"\xf0" + bytes([len(body)]) + body]
+
+
+# --- the method ace (RFC 9431, 2.2.4.2.2)
+
+NONCE = b"8 bytes!"
+
+
+def question(nonce: bytes) -> bytes:
+    """Return the rest of an AUTH packet with the reason 0x18 and a nonce."""
+    properties = b"\x15\x00\x03ace\x16" + len(nonce).to_bytes(2, "big") + nonce
+    return bytes([0x18, len(properties)]) + properties
+
+
+@pytest.fixture
+def prover(bundles: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[TokenClient, list[bytes]]:
+    """A client with a token that is bound to its key alone, and the packets that paho would send."""
+    client = TokenClient(TokenSource.of_bundle(bundles / "private_key_jwt", certificate=None))
+    packets: list[bytes] = []
+
+    def queue(_self: mqtt.Client, _command: int, packet: bytes, *_: object) -> MQTTErrorCode:
+        packets.append(bytes(packet))
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    monkeypatch.setattr(mqtt.Client, "_packet_queue", queue)
+    return client, packets
+
+
+def hear(client: TokenClient, body: bytes) -> MQTTErrorCode:
+    """Let a client take an AUTH packet."""
+    client._in_packet["command"], client._in_packet["packet"] = 0xF0, bytearray(body)
+    return client._packet_handle()
+
+
+def test_where_nothing_else_would_do_the_key_is_proved(bundles: Path) -> None:
+    source = TokenSource.of_bundle(bundles / "private_key_jwt")
+    assert not TokenClient(source).proves
+    assert TokenClient(source, proves=True).proves
+    assert TokenClient(TokenSource.of_bundle(bundles / "private_key_jwt", certificate=None)).proves
+    secret = TokenSource.of_bundle(bundles / "client_secret_basic")
+    assert not TokenClient(secret).proves
+    with pytest.raises(ValueError, match="the method ace needs a key"):
+        TokenClient(secret, proves=True)
+    shown: Any = ace("TOKEN", PacketTypes.CONNECT)
+    assert (shown.AuthenticationMethod, shown.AuthenticationData) == ("ace", b"\x00\x05TOKEN")
+    assert "TOKEN" not in str(shown)
+
+
+def test_a_question_is_answered_with_both_nonces_signed(prover: tuple[TokenClient, list[bytes]], bundles: Path) -> None:
+    client, packets = prover
+    for _ in range(2):
+        assert hear(client, question(NONCE)) is MQTTErrorCode.MQTT_ERR_SUCCESS
+    answers = []
+    certificate = x509.load_pem_x509_certificate((bundles / "private_key_jwt/certificate.pem").read_bytes())
+    public = certificate.public_key()
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    for packet in packets:
+        head, data = packet[: 2 + 2 + 6 + 3], packet[13:]
+        assert (
+            head
+            == b"\xf0" + bytes([len(packet) - 2]) + b"\x18" + bytes([len(packet) - 4]) + b"\x15\x00\x03ace\x16\x00\x48"
+        )
+        own, signature = data[:8], data[8:]
+        pair = (int.from_bytes(half, "big") for half in (signature[:32], signature[32:]))
+        public.verify(utils.encode_dss_signature(*pair), NONCE + own, ec.ECDSA(hashes.SHA256()))
+        answers.append(own)
+    assert answers[0] != answers[1]
+
+
+@pytest.mark.parametrize("nonce", [b"", b"7 bytes", b"9 bytes..", b"eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJlZGdlLTEi"])
+def test_a_gateway_cannot_have_signed_what_it_likes(prover: tuple[TokenClient, list[bytes]], nonce: bytes) -> None:
+    client, packets = prover
+    assert hear(client, question(nonce)) is MQTTErrorCode.MQTT_ERR_PROTOCOL
+    assert packets == []
+
+
+@pytest.mark.parametrize("body", [b"\x18", b"\x18\x05\x15\x00", b"\x18\x01\xff", b"\x18\x00"])
+def test_a_question_that_is_none_ends_the_connection(prover: tuple[TokenClient, list[bytes]], body: bytes) -> None:
+    client, packets = prover
+    assert hear(client, body) is MQTTErrorCode.MQTT_ERR_PROTOCOL
+    assert packets == []
+
+
+def test_who_shows_a_token_alone_signs_nothing(bundles: Path, prover: tuple[TokenClient, list[bytes]]) -> None:
+    client = TokenClient(TokenSource.of_bundle(bundles / "private_key_jwt"))
+    assert hear(client, question(NONCE)) is MQTTErrorCode.MQTT_ERR_PROTOCOL
+    assert prover[1] == []
+
+
+def test_until_the_gateway_is_content_it_is_sent_nothing_else(prover: tuple[TokenClient, list[bytes]]) -> None:
+    """Mosquitto closes a connection that publishes between question and answer."""
+    client, packets = prover
+    client.reauthenticate(ace("TOKEN", PacketTypes.AUTH), asking=True)
+    client._packet_queue(0x32, b"a publish", 1, 1)
+    client._packet_queue(0xC0, b"a ping", 0, 0)
+    hear(client, question(NONCE))
+    assert [packet[:1] for packet in packets] == [b"\xf0", b"\xf0"]
+    hear(client, b"")
+    assert packets[2:] == [b"a publish", b"a ping"]
+    client._packet_queue(0x32, b"another", 2, 1)
+    assert packets[4:] == [b"another"]
+
+
+def test_what_was_held_back_is_not_forgotten_with_the_connection(
+    prover: tuple[TokenClient, list[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, packets = prover
+    client._token = Token(SECRET, time.monotonic(), 900.0, "")
+    client.reauthenticate(ace("TOKEN", PacketTypes.AUTH), asking=True)
+    client._packet_queue(0x32, b"a publish", 1, 1)
+    seen = []
+    monkeypatch.setattr(mqtt.Client, "reconnect", lambda _self: seen.append(packets[-1]))
+    client.reconnect()
+    client.disconnect()
+    assert seen == [b"a publish"]
