@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.lab
 
 GATEWAYS = ("gateway-1", "gateway-2")
-TOKEN_SERVICE = "gateway-1:8443"  # as verify.yml reports it
+SERVICE = "gateway-1:8443"  # the host of the token service, as verify.yml reports it
 ENROL = ("--tags", "enrolment", "--skip-tags", "verification")
 BUNDLES = "/var/lib/bednet-ca/bundles"
 CRL = "/etc/mosquitto/tls/issuing.crl.pem"
@@ -459,7 +459,7 @@ def _failing(lab: Lab) -> dict[str, set[str]]:
     result = lab.play("verify.yml", "-e", f"verification_report={path}", check=False)
     report = read_report(path)
     assert (result.rc == 0) == report.passed
-    assert set(report.expected) == {*GATEWAYS, TOKEN_SERVICE}
+    assert set(report.expected) == {*GATEWAYS, SERVICE}
     return {
         name: {entry.check for entry in report.results if entry.gateway == name and not entry.passed}
         for name in report.expected
@@ -526,7 +526,7 @@ def lax_policy(lab: Lab, request: pytest.FixtureRequest) -> Iterator[None]:
 )
 @pytest.mark.usefixtures("lax_policy")
 def test_verify_catches_a_policy_that_allows_too_much(lab: Lab, caught: set[str]) -> None:
-    assert _failing(lab) == {"gateway-1": caught, "gateway-2": set(), TOKEN_SERVICE: set()}
+    assert _failing(lab) == {"gateway-1": caught, "gateway-2": set(), SERVICE: set()}
 
 
 @pytest.fixture

@@ -85,7 +85,8 @@ def test_what_the_compiler_writes_is_taken_over(make_plant: Callable[..., Plant]
     )
     plant = make_plant(apply=False)
     answer = plant.apply(list(lines(load_site(folder))))
-    assert (answer["added"], answer["without_secret"]) == (1, [])
+    # edge-1, and the probe of verify.yml.
+    assert (answer["added"], answer["without_secret"]) == (2, [])
     assert plant.token().status_code == 200
     refused(plant, plant.token("temp-1"), "invalid_client", "unknown-client", 401)
 
