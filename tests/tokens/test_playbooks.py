@@ -8,17 +8,20 @@ revocation that waits for a timer or hits others, and a revoked device that goes
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
+from bednet.client import TokenError, TokenSource
 from bednet.probe import NOT_AUTHORIZED, Credentials, Listener, enter, request
 from tests.live import Audit
 from tests.tokens.conftest import Connected, claims
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from testbed.lab import Lab
     from tests.conftest import Plant
@@ -124,10 +127,11 @@ def introspector(tokens: Tokens) -> Iterator[Credentials]:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1200)
 def test_a_revoked_device_gets_no_token_and_is_reinstated_with_the_next(
-    lab: Lab, plant: Plant, tokens: Tokens, introspector: Credentials
+    lab: Lab, plant: Plant, tokens: Tokens, introspector: Credentials, tmp_path: Path
 ) -> None:
-    """docs/operations.md, "Revoke a device": at the token service as everywhere else."""
+    """docs/operations.md, "Revoke a device" and "Reinstate a device": at the token service as everywhere else."""
     where = Listener(tokens.host.address, 8443, plant.ca, "tokens.plant.example")
 
     def is_active(text: str) -> object:
@@ -137,26 +141,30 @@ def test_a_revoked_device_gets_no_token_and_is_reinstated_with_the_next(
 
     token = tokens.source("edge-1").get()
     assert is_active(token.text) is True
+    shutil.copytree(plant.folder / "edge-1", tmp_path / "edge-1")
     with Connected(tokens, "edge-1") as own, Connected(tokens, "edge-3", "gateway-2") as other:
-        result = lab.play("revoke.yml", "-e", "device=edge-1", "-e", "reason=privilegeWithdrawn")
-        assert ("gateway-1", "token_service : Ensure the token service refuses it") in {
-            (task["host"], task["task"]) for task in result.changed_tasks
-        }
-        own.until(lambda: own.lost, "the end of the session")
-        # The helper asks for the next token, and gets none.
-        assert tokens.refused("edge-1").error == "invalid_client"
-        assert own.connections == 1
-        assert is_active(token.text) is False
-        for gateway in GATEWAYS:
-            assert not enter(tokens.listener("edge-1", gateway), tokens.credentials("edge-1", token)).accepted
-        assert other.lost == []
-        # A second run finds nothing to do.
-        again = lab.play("revoke.yml", "-e", "device=edge-1", "-e", "reason=privilegeWithdrawn")
-        assert again.changed_tasks == []
-        lab.play("reinstate.yml", "-e", "device=edge-1")
-        # Not with what it had.
-        assert tokens.refused("edge-1").error == "invalid_client"
-    plant.fetch_bundles()
+        try:
+            result = lab.play("revoke.yml", "-e", "device=edge-1", "-e", "reason=privilegeWithdrawn")
+            assert ("gateway-1", "token_service : Ensure the token service refuses it") in {
+                (task["host"], task["task"]) for task in result.changed_tasks
+            }
+            own.until(lambda: own.lost, "the end of the session")
+            # The helper asks for the next token, and gets none.
+            assert tokens.refused("edge-1").error == "invalid_client"
+            assert own.connections == 1
+            assert is_active(token.text) is False
+            for gateway in GATEWAYS:
+                assert not enter(tokens.listener("edge-1", gateway), tokens.credentials("edge-1", token)).accepted
+            assert other.lost == []
+            # A second run finds nothing to do.
+            again = lab.play("revoke.yml", "-e", "device=edge-1", "-e", "reason=privilegeWithdrawn")
+            assert again.changed_tasks == []
+        finally:
+            lab.play("reinstate.yml", "-e", "device=edge-1")
+            plant.fetch_bundles()
+    # Not with what it had.
+    with pytest.raises(TokenError, match="invalid_client"):
+        TokenSource.of_bundle(tmp_path / "edge-1", address=tokens.host.address).get()
     fresh = tokens.source("edge-1").get()
     assert is_active(fresh.text) is True
     assert is_active(token.text) is False
