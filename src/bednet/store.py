@@ -2553,6 +2553,13 @@ def _from_stdin(most: int = MOST_JWKS) -> object:
         raise Refused("stdin is not JSON. Cure: look where it comes from") from None
 
 
+def _text_from_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read(MOST_PUT).decode()
+    except UnicodeDecodeError:
+        raise Refused("stdin is not UTF-8. Cure: give what bednet compile --device or --entry says") from None
+
+
 def _run(options: argparse.Namespace) -> int:  # noqa: PLR0912 - one for each command
     store = Store(options.store, group=options.group)
     match options.command:
@@ -2560,7 +2567,7 @@ def _run(options: argparse.Namespace) -> int:  # noqa: PLR0912 - one for each co
             secrets = json.loads(sys.stdin.read())
             result = store.apply(CompiledFile(options.compiled), secrets, check=options.check)
         case "put":
-            result = store.put(sys.stdin.buffer.read(MOST_PUT).decode())
+            result = store.put(_text_from_stdin())
         case "crl":
             result = store.add_serials(_from_stdin(MOST_CRL))
         case "keys":

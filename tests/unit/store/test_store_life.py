@@ -29,7 +29,7 @@ import pytest
 
 from bednet import store
 from tests.unit.store import sites
-from tests.unit.store.sites import compiled, content, device, many, secrets
+from tests.unit.store.sites import compiled, content, device, many, profile, secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,16 @@ def tool(
     """Run the tool as a host does: one file, without the package."""
     command = [sys.executable, file, "--store", folder, "--group", OURS, *arguments]
     text = json.dumps(secrets()) if stdin is None else stdin
-    return subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=DEADLINE)
+    # A surrogate in stdin is a byte that is no UTF-8.
+    return subprocess.run(
+        command,
+        input=text,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        check=False,
+        timeout=DEADLINE,
+    )
 
 
 def python(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -511,6 +520,25 @@ def test_secrets_that_are_no_json_are_refused_and_not_repeated(folder: Path, tmp
     done = tool(folder, "apply", site, stdin=stdin)
     assert done.returncode == 1
     assert done.stderr == "bednet-store: stdin is not JSON. Cure: give the secrets; see docs/store.md\n"
+
+
+def test_one_device_comes_by_stdin_and_is_written_or_refused_with_a_cure(folder: Path) -> None:
+    lines = "".join(json.dumps(line) + "\n" for line in (profile(), device("a", until=7)))
+    done = tool(folder, "put", stdin=lines)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["changed"] is True
+    for stdin, why in (
+        ("", "put: stdin:1: the file ends too early. Cure: give what bednet compile --device or --entry says"),
+        (lines[:-1], "put: stdin:2: the line has no end"),
+        (lines.replace('"a"', '"\udcff"'), "put: stdin is not UTF-8"),
+    ):
+        done = tool(folder, "put", stdin=stdin)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert why in done.stderr
+    assert tool(folder, "revoke", "a", "--reason", "superseded").returncode == 0
+    done = tool(folder, "put", stdin=lines)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "put: a is revoked (superseded), and was not reinstated since" in done.stderr
 
 
 def test_a_list_of_the_ca_comes_by_stdin_and_is_refused_as_a_whole(folder: Path) -> None:
