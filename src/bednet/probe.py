@@ -1337,6 +1337,8 @@ _PAHO_3 = {
 # --- HTTP -----------------------------------------------------------------------------------------------------------
 
 _MOST_REPLY = 1 << 20
+# RFC 6749, 5.2; what looks otherwise is no such code, and could be anything.
+_ERROR = re.compile(r"[a-z_]{1,40}")
 
 
 @dataclass(frozen=True)
@@ -1368,7 +1370,8 @@ class Reply:
         if self.status is None:
             return _phrase(self.outcome, self.reason)
         error = self.json().get("error")
-        return f"status {self.status}" + (f", {error}" if isinstance(error, str) else "")
+        known = isinstance(error, str) and _ERROR.fullmatch(error)
+        return f"status {self.status}" + (f", {error}" if known else "")
 
 
 class _Received:

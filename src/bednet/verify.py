@@ -71,6 +71,8 @@ Scope = Literal["bite", "all"]
 GATEWAY_BUDGET = 60.0
 # Handshakes that run side by side against one gateway; a broker has one thread.
 _LANES = 3
+# Characters; whatever a gateway says of itself may be very long.
+_LONGEST_EVIDENCE = 1000
 # How often a session is left behind to die before it counts as nothing learnt.
 _DEATHS = 3
 
@@ -189,8 +191,9 @@ class Verdict:
 
     def __post_init__(self) -> None:
         """Take out what a hostile gateway could do to a terminal with a reason or a topic of its own."""
+        said = self.evidence if len(self.evidence) <= _LONGEST_EVIDENCE else f"{self.evidence[:_LONGEST_EVIDENCE]}..."
         object.__setattr__(
-            self, "evidence", "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in self.evidence)
+            self, "evidence", "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in said)
         )
 
 

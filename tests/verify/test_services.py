@@ -510,6 +510,13 @@ def test_what_is_no_http_is_told_so(pki: brokers.PKI) -> None:
     # What an answer says is for the report; what it holds may be a token.
     reply = probe.Reply(Outcome.ACCEPTED, "answered", 200, {}, b'{"access_token": "secret"}')
     assert "secret" not in f"{reply} {reply!r}"
+    assert (
+        str(probe.Reply(Outcome.ACCEPTED, "answered", 401, {}, b'{"error": "invalid_client"}'))
+        == "status 401, invalid_client"
+    )
+    for odd in ("x" * 41, "eyJ.eyJ.AA", "invalid client", ""):
+        said = probe.Reply(Outcome.ACCEPTED, "answered", 401, {}, json.dumps({"error": odd}).encode())
+        assert str(said) == "status 401"
 
 
 def test_a_token_reads_as_it_was_written() -> None:

@@ -571,6 +571,7 @@ def test_a_check_that_breaks_is_a_failure_and_not_a_traceback(
 
 def test_a_gateway_cannot_speak_to_the_terminal() -> None:
     assert verify.Verdict(False, "reason \x1b[2J\x07 of its own").evidence == "reason \ufffd[2J\ufffd of its own"
+    assert len(verify.Verdict(False, "x" * 100_000).evidence) == 1003
 
 
 def test_a_report_survives_its_file(tmp_path: Path) -> None:
