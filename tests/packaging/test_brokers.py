@@ -54,7 +54,7 @@ def check(tested: PytestRun, suite: str, at_least: int) -> None:
 def test_plugin_passes_its_tests(
     suite: str, arguments: tuple[str, ...], at_least: int, measured: Callable[[str], None]
 ) -> None:
-    tested = run_tests(suite, arguments, timeout_s=900)
+    tested = run_tests(suite, arguments, timeout_s=1500)
     check(tested, suite, at_least)
     measured(f"plugin on {suite}, Mosquitto {BROKERS[suite].broker}: {tested.passed} tests in {tested.seconds:.0f} s")
 
