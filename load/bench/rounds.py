@@ -52,7 +52,7 @@ KINDS = (
 )
 #: How long a kind of message is measured in a round, in seconds.
 SLICE_S = 0.12
-#: How often in a round messages through ours are measured, and right beside them those through what it is compared with.
+#: How often in a round messages through ours are measured, and beside each time those through what it is compared with.
 PAIRS = 3
 HANDSHAKES = 12
 PACED_ROUNDS, PACED_S = 3, 0.8
