@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from bednet import cli
 from bednet.client import TokenSource, _base64url
-from bednet.probe import NOT_AUTHORIZED, Credentials, Outcome, enter
+from bednet.probe import NOT_AUTHORIZED, Credentials, Listener, Outcome, enter, request
 from tests.live import Audit, other_site
 from tests.tokens.conftest import Connected, claims
 
@@ -432,6 +432,31 @@ def test_what_has_run_out_is_thrown_away_by_a_timer(tokens: Tokens) -> None:
     tokens.host.exec(["systemctl", "start", "bednet-token-purge.service"])
     told = tokens.host.exec(["systemctl", "show", "bednet-token-purge.timer", "-p", "UnitFileState,ActiveState"]).stdout
     assert set(told.split()) == {"UnitFileState=enabled", "ActiveState=active"}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "expired",
+        "not-yet-valid",
+        "wrong-ca",
+        "wrong-ca-same-key-identifier",
+        "self-signed",
+        "server-as-client",
+        "leaf-as-ca",
+        "path-length",
+    ],
+)
+def test_a_certificate_that_does_not_hold_is_refused_by_the_front_in_words_of_oauth(
+    plant: Plant, tokens: Tokens, kind: str
+) -> None:
+    """By itself nginx would say 400, with a page of HTML (its errors 494 to 496)."""
+    where = Listener(tokens.host.address, 8443, plant.ca, "tokens.plant.example")
+    form = {"grant_type": "client_credentials", "client_id": "temp-101"}
+    answer = request(where, "POST", "/token", credentials=plant.villain(kind), form=form)
+    assert (answer.status, answer.json()["error"]) == (401, "invalid_client")
+    assert answer.json()["error_description"] == "the client certificate is not valid at this site"
+    assert answer.headers["cache-control"] == "no-store"
 
 
 def test_nobody_gets_a_token_in_the_name_of_another(plant: Plant, tokens: Tokens) -> None:
