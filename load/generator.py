@@ -50,6 +50,14 @@ def _secret(path: Path) -> str:
         raise ConnectError(f"credentials cannot be read: {exc}") from exc
 
 
+def _waited_s() -> float:
+    """Return for how long this thread has waited for a core; 0 where the kernel does not tell."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split()[1]) / _SECOND_NS
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
 class Phase(enum.StrEnum):
     """Where a generator stands."""
 
@@ -359,7 +367,7 @@ class Generator:
         self.measured_from_ns = self.begin_ns + int(plan.warmup_s * _SECOND_NS)
         self.end_ns = self.measured_from_ns + int(plan.duration_s * _SECOND_NS)
         self.phase = Phase.LOADING
-        cpu = time.process_time()
+        cpu, waited = time.process_time(), _waited_s()
         self._helpers = [gevent.spawn(self._keep_seconds), gevent.spawn(self._tend)]
         if plan.cut_at_s:
             self._helpers.append(gevent.spawn(self._cut))
@@ -370,6 +378,7 @@ class Generator:
         self.tally.cpu_s = time.process_time() - cpu
         self.tally.busy_s = (time.monotonic_ns() - self.begin_ns) / _SECOND_NS
         self.tally.busiest = self.tally.cpu_s / self.tally.busy_s
+        self.tally.wanting = (self.tally.cpu_s + _waited_s() - waited) / self.tally.busy_s
         self.phase = Phase.DRAINING
         self._drain()
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 VERSION = 1
 #: Above this share of a core, or above this lag, the generator is what limits the run.
 GENERATOR_CPU_PERCENT = 90.0
+#: A process that used less of a core than this share has nothing to do, even if it waits for its turn.
+SHORT_FROM = 0.5
 GENERATOR_LAG_P99_MS = 50.0
 #: Latencies between machines whose clocks are known no better are no basis for a verdict.
 CLOCK_ERROR_MS = 10.0
@@ -227,6 +229,19 @@ def generator_limits(tally: Tally) -> tuple[str, ...]:
     return tuple(reasons)
 
 
+def _shortage(tally: Tally) -> tuple[str, ...]:
+    """Say that the generator wanted more of a core than it got.
+
+    It may have read too slowly then, and the gateway's queues for it have filled. Where all was well nevertheless, it
+    was well: this explains what broke, and takes no pass away.
+    """
+    share = 100 * tally.wanting
+    if share <= GENERATOR_CPU_PERCENT or tally.busiest < SHORT_FROM:
+        return ()
+    said = f"A process of the generator used a core, or waited for one, {share:.0f} % of the time"
+    return (f"{said} (at most {GENERATOR_CPU_PERCENT:.0f} %).",)
+
+
 def judge(
     thresholds: Sequence[Threshold],
     tally: Tally,
@@ -248,9 +263,11 @@ def judge(
         value = found[threshold.figure]
         status = Status.NOT_MEASURED if value is None else Status.MET if threshold.met(value) else Status.BROKEN
         findings.append(Finding(threshold, value, status))
-    limits = generator_limits(tally)
     broken = [finding for finding in findings if finding.status is Status.BROKEN]
     missing = [finding for finding in findings if finding.status is Status.NOT_MEASURED]
+    limits = generator_limits(tally)
+    if broken and not limits:
+        limits = _shortage(tally)
     reasons = [_sentence(finding) for finding in broken]
     reasons += [f"Not measured: {FIGURES[item.threshold.figure][1]} ({item.threshold.figure})." for item in missing]
     if interrupted:

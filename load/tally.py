@@ -88,6 +88,7 @@ class Tally:
         `broker_after` what it told last.
     :ivar clock_error_ms: by how much a latency from one generator's machine to another's may be wrong, at most.
     :ivar busiest: the largest share of a core that one process used, from 0 to 1.
+    :ivar wanting: the largest share of the time in which one process used a core or waited for one, from 0 to 1.
     :ivar cpu_s: CPU time of all processes while they kept the schedule; `busy_s` how long they did.
     :ivar deliveries: by kind and QoS, such as ("telemetry", 1).
     :ivar tls: by version and cipher, how many connections.
@@ -122,6 +123,7 @@ class Tally:
     lag: Histogram = field(default_factory=Histogram)
     clock_error_ms: float = 0.0
     busiest: float = 0.0
+    wanting: float = 0.0
     cpu_s: float = 0.0
     busy_s: float = 0.0
     processes: int = 1
@@ -185,6 +187,7 @@ class Tally:
         back = [tally.back_at_ns for tally in (self, other) if tally.broken_at_ns]
         latest = max(back) if back and all(back) else 0
         busiest, error = max(self.busiest, other.busiest), max(self.clock_error_ms, other.clock_error_ms)
+        wanting = max(self.wanting, other.wanting)
         for name, value in vars(other).items():
             if name not in ("deliveries", "seconds"):
                 setattr(self, name, _sum(getattr(self, name), value))
@@ -196,7 +199,7 @@ class Tally:
             mine = self.second(number)
             for name, value in vars(second).items():
                 setattr(mine, name, _sum(getattr(mine, name), value))
-        self.busiest, self.clock_error_ms = busiest, error
+        self.busiest, self.wanting, self.clock_error_ms = busiest, wanting, error
         self.broken_at_ns, self.back_at_ns = min(broken, default=0), latest
 
 

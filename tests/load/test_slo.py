@@ -160,6 +160,21 @@ def test_one_process_at_its_limit_is_not_hidden_by_idle_ones() -> None:
     assert found.generator_limited[0].startswith("A process of the generator used 95 %")
 
 
+def test_a_generator_that_had_to_wait_for_a_core_is_not_held_against_the_gateway() -> None:
+    """Its readers were slow then, and the gateway's queues for them full; but what passed has passed."""
+    tally = good()
+    tally.busiest, tally.wanting = 0.6, 0.95
+    assert judge(KEPT, tally, watched(), complete=True).verdict is Verdict.PASSED
+    for histogram in (delivery.latency for delivery in tally.deliveries.values()):
+        for _ in range(10_000):
+            histogram.add(3_000_000_000)
+    judgement = judge(KEPT, tally, watched(), complete=True)
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+    assert "waited for one, 95 % of the time" in judgement.generator_limited[0]
+    for tally.busiest, tally.wanting in ((0.6, 0.8), (0.2, 0.95)):
+        assert judge(KEPT, tally, watched(), complete=True).verdict is Verdict.FAILED
+
+
 def test_lost_messages_are_told_by_qos() -> None:
     tally = good()
     for qos in (0, 1, 2):
