@@ -118,6 +118,9 @@ TEXT8, TEXT16 = 0xFF, 0xFFFF
 TOLD = 100
 # A revoked token is remembered until it has ended for every broker, whose clocks may differ and which give a leeway.
 TOKEN_KEPT_SECONDS = 300
+# No broker takes a token that lives longer than a day, and clocks differ by minutes. What a token service that was
+# taken over says of later times would never be forgotten.
+_LATEST_TOKEN, _LATEST_CUTOFF = 86_400 + 2 * TOKEN_KEPT_SECONDS, TOKEN_KEPT_SECONDS  # seconds from now
 _MOST_JTI, _MOST_SECONDS = 1024, 1 << 62
 _MOST_CRL_NUMBER = (1 << 64) - 1
 
@@ -1677,9 +1680,11 @@ class Store:
     def cutoff(self, device_id: str, until: int) -> Json:
         """Refuse all tokens that a device got until then, in unix seconds. It is never taken back.
 
+        A time in the future, beyond what clocks differ by, is taken for the present.
+
         :raises Refused: when there can be no such device or time.
         """
-        return self._change(lambda run: {"cutoffs": _add_cutoffs(run, {device_id: until})}, new=False)
+        return self._change(lambda run: {"cutoffs": self._add_cutoffs(run, {device_id: until})}, new=False)
 
     def revocations(self, iss: str, payload: object) -> Json:
         """Take over what the site's own token service revoked; what it does not list stays revoked.
@@ -1704,7 +1709,7 @@ class Store:
                     f"{iss!r} is not the site's own token service, and no other may refuse tokens here. "
                     "Cure: see 'service' in policy.yml"
                 )
-            return {"tokens": self._add_tokens(run, iss, tokens), "cutoffs": _add_cutoffs(run, cutoffs)}
+            return {"tokens": self._add_tokens(run, iss, tokens), "cutoffs": self._add_cutoffs(run, cutoffs)}
 
         return self._change(work, new=False)
 
@@ -1715,7 +1720,7 @@ class Store:
         for jti, expires, device_id in tokens:
             if not isinstance(jti, str) or not jti or len(jti) > _MOST_JTI or not _encodable(jti):
                 raise Refused(f"{jti!r} is not a token's 'jti'. Cure: give it as the token has it")
-            seconds, subject = _seconds(expires), _device_id(device_id)
+            seconds, subject = min(_seconds(expires), now + _LATEST_TOKEN), _device_id(device_id)
             key, record = token_key(iss, jti), encode_seconds(seconds)
             if seconds + TOKEN_KEPT_SECONDS > now and key not in new and run.old.get(b"tokens", key) is None:
                 new[key] = record
@@ -1726,6 +1731,18 @@ class Store:
                 if len(record) != _SECONDS.size or decode_seconds(record) + TOKEN_KEPT_SECONDS <= now:
                     run.set(b"tokens", SILENT, key, record, None)
         return len(new)
+
+    def _add_cutoffs(self, run: _Run, cutoffs: Mapping[object, object]) -> int:
+        """Move the ends of old tokens forward, never back. :returns: how many were moved."""
+        latest = int(self._clock()) + _LATEST_CUTOFF
+        moved = 0
+        for device_id, until in cutoffs.items():
+            key, seconds = _device_id(device_id), min(_seconds(until), latest)
+            before = run.old.get(b"cutoffs", key)
+            if before is None or len(before) != _SECONDS.size or decode_seconds(before) < seconds:
+                run.set(b"cutoffs", CUTOFF_CHANGED, key, before, encode_seconds(seconds))
+                moved += 1
+        return moved
 
     def status(self, *, deep: bool = False) -> Json:
         """Summarise the store; ``problems`` says what somebody has to do.
@@ -2273,18 +2290,6 @@ def _replace_keys(run: _Run, iss: str, keys: Mapping[str, Key]) -> bool:
     for key, before, after in differences:
         run.set(b"keys", SILENT, key, before, after)
     return bool(differences)
-
-
-def _add_cutoffs(run: _Run, cutoffs: Mapping[object, object]) -> int:
-    """Move the ends of old tokens forward, never back. :returns: how many were moved."""
-    moved = 0
-    for device_id, until in cutoffs.items():
-        key, seconds = _device_id(device_id), _seconds(until)
-        before = run.old.get(b"cutoffs", key)
-        if before is None or len(before) != _SECONDS.size or decode_seconds(before) < seconds:
-            run.set(b"cutoffs", CUTOFF_CHANGED, key, before, encode_seconds(seconds))
-            moved += 1
-    return moved
 
 
 def _issuer(old: _Old, iss: str) -> Issuer:

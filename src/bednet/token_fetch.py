@@ -25,20 +25,27 @@ import hashlib
 import http.client
 import json
 import os
+import queue
 import re
 import socket
 import ssl
+import stat
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, utils
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Json: TypeAlias = dict[str, Any]
 
@@ -46,6 +53,8 @@ MAX_JWKS_BYTES = 256 * 1024
 # A list of 100,000 revoked tokens has some 10 MB.
 MAX_REVOCATIONS_BYTES = 32 * 1024 * 1024
 TIMEOUT_SECONDS = 10.0
+# For all issuers together, who are asked at the same time: one that is slow on purpose holds up nobody but itself.
+DEADLINE_SECONDS = 60.0
 # A gateway without a clock chip may be a little behind the service that has just signed.
 CLOCK_SKEW = timedelta(minutes=5)
 MOST_KEYS = 100
@@ -65,8 +74,8 @@ def accept_jwks(data: bytes) -> Json:
     """
     try:
         jwks = json.loads(data)
-    except ValueError as exc:
-        raise RefusedError("it is not JSON") from exc
+    except (ValueError, RecursionError) as exc:
+        raise RefusedError("it is not JSON, or too deep") from exc
     keys = jwks.get("keys") if isinstance(jwks, dict) else None
     if not isinstance(keys, list) or not all(isinstance(key, dict) for key in keys):
         raise RefusedError("it is no JWK Set (RFC 7517, 5)")
@@ -122,8 +131,8 @@ def _decode(text: bytes | str) -> bytes:
 def _object(part: bytes) -> Json:
     try:
         value = json.loads(_decode(part))
-    except ValueError as exc:
-        raise RefusedError("it does not hold JSON") from exc
+    except (ValueError, RecursionError) as exc:
+        raise RefusedError("it does not hold JSON, or is too deep") from exc
     if not isinstance(value, dict):
         raise RefusedError("it does not hold a JSON object")
     return value
@@ -200,10 +209,14 @@ def fetch(url: str, context: ssl.SSLContext, most: int) -> bytes:
         return _limited(response.read(most + 1), most)
 
 
-def _context(ca: Path, *, own: bool) -> ssl.SSLContext:
+def _context(ca: Path, crl: Path | None, *, own: bool) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(ca)) if own else ssl.create_default_context()
     if not own:
         context.load_verify_locations(cafile=str(ca))
+    elif crl is not None:
+        # The keys that the own service signs with are believed for its certificate alone.
+        context.load_verify_locations(cafile=str(crl))
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
@@ -213,30 +226,62 @@ def name_of(issuer: str, what: str) -> str:
     return f"{hashlib.sha256(issuer.encode()).hexdigest()[:32]}.{what}.json"
 
 
-def fetch_all(issuers: list[Json], ca: Path, output: Path, now: datetime) -> dict[str, str]:
+def _fetch_one(entry: Json, context: ssl.SSLContext, now: datetime) -> Iterator[tuple[str, Json]]:
+    """Fetch what an issuer has, and yield it with its name, one thing after the other."""
+    issuer, addresses = entry["issuer"], entry["addresses"]
+
+    def get(url: str, most: int) -> bytes:
+        return fetch(url, context, most) if addresses is None else fetch_from(addresses, url, context, most)
+
+    jwks = accept_jwks(get(entry["jwks_url"], MAX_JWKS_BYTES))
+    yield "jwks", jwks
+    if entry["revocations_url"] is not None:
+        told = get(entry["revocations_url"], MAX_REVOCATIONS_BYTES)
+        yield "revocations", accept_revocations(told, issuer=issuer, jwks=jwks, now=now)
+
+
+def fetch_all(
+    issuers: list[Json], ca: Path, output: Path, now: datetime, *, crl: Path | None = None, within: float | None = None
+) -> dict[str, str]:
     """Fetch what can be fetched into a folder.
 
+    :param crl: the site's list of revoked certificates, PEM; its own service's is looked up there.
+    :param within: seconds for all of it; default: :data:`DEADLINE_SECONDS`.
     :returns: issuer -> why nothing of it, or not all, is there.
     """
     for old in output.glob("*.json"):
         old.unlink()
-    problems = {}
-    for entry in issuers:
-        issuer, addresses = entry["issuer"], entry["addresses"]
+    problems: dict[str, str] = {}
+    arrived: queue.SimpleQueue[tuple[str, str | None, Any]] = queue.SimpleQueue()
+
+    def ask(entry: Json) -> None:
+        issuer = entry["issuer"]
         try:
-            context = _context(ca, own=addresses is not None)
-
-            def get(url: str, most: int, *, context: ssl.SSLContext = context, addresses: Any = addresses) -> bytes:
-                return fetch(url, context, most) if addresses is None else fetch_from(addresses, url, context, most)
-
-            jwks = accept_jwks(get(entry["jwks_url"], MAX_JWKS_BYTES))
-            (output / name_of(issuer, "jwks")).write_text(json.dumps(jwks), encoding="utf-8")
-            if entry["revocations_url"] is not None:
-                told = get(entry["revocations_url"], MAX_REVOCATIONS_BYTES)
-                payload = accept_revocations(told, issuer=issuer, jwks=jwks, now=now)
-                (output / name_of(issuer, "revocations")).write_text(json.dumps(payload), encoding="utf-8")
+            for what, content in _fetch_one(entry, _context(ca, crl, own=entry["addresses"] is not None), now):
+                arrived.put((issuer, what, content))
         except (RefusedError, OSError, http.client.HTTPException) as exc:
-            problems[issuer] = str(exc)
+            arrived.put((issuer, None, str(exc)))
+        except Exception as exc:
+            arrived.put((issuer, None, f"it cannot be read ({type(exc).__name__})"))
+        else:
+            arrived.put((issuer, None, None))
+
+    for entry in issuers:
+        threading.Thread(target=ask, args=(entry,), daemon=True).start()
+    waiting = [entry["issuer"] for entry in issuers]
+    deadline = time.monotonic() + (DEADLINE_SECONDS if within is None else within)
+    while waiting:
+        try:
+            issuer, what, content = arrived.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            problems |= dict.fromkeys(waiting, "it takes too long to answer")
+            break
+        if what is not None:
+            (output / name_of(issuer, what)).write_text(json.dumps(content), encoding="utf-8")
+            continue
+        waiting.remove(issuer)
+        if content is not None:
+            problems[issuer] = content
     (output / "problems.json").write_text(json.dumps(problems), encoding="utf-8")
     return problems
 
@@ -248,6 +293,8 @@ def _read(path: Path, most: int) -> bytes | None:
     except FileNotFoundError:
         return None
     with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise RefusedError("it is no plain file")
         return _limited(file.read(most + 1), most)
 
 
@@ -294,6 +341,7 @@ def main(argv: list[str] | None = None) -> int:
     steps = parser.add_subparsers(dest="step", required=True)
     step = steps.add_parser("fetch", help="fetch into a folder")
     step.add_argument("--ca", required=True, type=Path, help="the site's CA certificates, PEM")
+    step.add_argument("--crl", type=Path, help="the site's list of revoked certificates, PEM")
     step.add_argument("--output", required=True, type=Path, help="a folder of this user's")
     step = steps.add_parser("hand-over", help="give what was fetched to the store; prints what was done")
     step.add_argument("--input", required=True, type=Path, help="that folder")
@@ -302,7 +350,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     issuers = json.loads(arguments.config.read_text(encoding="utf-8"))["issuers"]
     if arguments.step == "fetch":
-        fetch_all(issuers, arguments.ca, arguments.output, datetime.now(UTC))
+        fetch_all(issuers, arguments.ca, arguments.output, datetime.now(UTC), crl=arguments.crl)
         return 0
     report = hand_over(issuers, arguments.input, arguments.store)
     for issuer, why in report["problems"].items():

@@ -9,19 +9,26 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import socket
 import ssl
+import threading
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, utils
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.x509.oid import NameOID
 
 from bednet import token_fetch
 from bednet.token_fetch import RefusedError, accept_jwks, accept_revocations
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -193,3 +200,127 @@ def test_what_is_too_large_is_not_read(tmp_path: Path, store: Path, monkeypatch:
 def test_only_https_is_fetched_from() -> None:
     with pytest.raises(RefusedError, match="no https URL"):
         token_fetch.fetch("http://sso.example/jwks", ssl.create_default_context(), 10)
+
+
+def test_a_pipe_that_was_left_is_no_file(tmp_path: Path, store: Path) -> None:
+    os.mkfifo(tmp_path / token_fetch.name_of(ISSUER, "jwks"))
+    report = token_fetch.hand_over([entry(ISSUER)], tmp_path, str(store))
+    assert report["problems"] == {ISSUER: "it is no plain file"}
+
+
+# --- over the network
+
+
+class Place:
+    """A server under a name, with a certificate of a CA of its own, and that CA's list."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "CA")])
+        ca = self._certificate(self._name, self._key.public_key(), [(x509.BasicConstraints(True, 0), True)])
+        (folder / "ca.pem").write_bytes(ca.public_bytes(Encoding.PEM))
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tokens")])
+        alternative = x509.SubjectAlternativeName([x509.DNSName("tokens.plant.example")])
+        self.certificate = self._certificate(name, key.public_key(), [(alternative, False)])
+        (folder / "server.pem").write_bytes(
+            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            + self.certificate.public_bytes(Encoding.PEM)
+        )
+
+    def _certificate(self, name: x509.Name, key: Any, extensions: list[tuple[Any, bool]]) -> x509.Certificate:
+        now = datetime.now(UTC)
+        builder = x509.CertificateBuilder().subject_name(name).issuer_name(self._name).public_key(key)
+        builder = builder.serial_number(x509.random_serial_number())
+        builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(hours=1))
+        own = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
+        marks = [(x509.SubjectKeyIdentifier.from_public_key(key), False), (own, False)]
+        for extension, critical in [*extensions, *marks, *([(usage, True)] if name == self._name else [])]:
+            builder = builder.add_extension(extension, critical)
+        return builder.sign(self._key, hashes.SHA256())
+
+    def list_of(self, *serials: int) -> Path:
+        now = datetime.now(UTC)
+        builder = x509.CertificateRevocationListBuilder().issuer_name(self._name)
+        builder = builder.last_update(now - timedelta(hours=1)).next_update(now + timedelta(hours=1))
+        for serial in serials:
+            revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now)
+            builder = builder.add_revoked_certificate(revoked.build())
+        path = self.folder / "crl.pem"
+        path.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM))
+        return path
+
+    @contextmanager
+    def answering(self, say: Callable[[ssl.SSLSocket], None]) -> Iterator[dict[str, Any]]:
+        """Serve, and yield the issuer's entry."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.folder / "server.pem")
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            url = f"https://tokens.plant.example:{listening.getsockname()[1]}"
+
+            def serve() -> None:
+                with suppress(OSError):
+                    while True:
+                        plain, _ = listening.accept()
+                        with suppress(OSError), context.wrap_socket(plain, server_side=True) as tls:
+                            tls.recv(4096)
+                            say(tls)
+
+            threading.Thread(target=serve, daemon=True).start()
+            yield entry(url, jwks_url=f"{url}/jwks", addresses=["127.0.0.1"])
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def say(body: bytes) -> Callable[[ssl.SSLSocket], None]:
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    return lambda tls: tls.sendall(head + body)
+
+
+def fetched(issuers: list[dict[str, Any]], place: Place, **more: Any) -> dict[str, str]:
+    output = place.folder / "fetched"
+    output.mkdir(exist_ok=True)
+    return token_fetch.fetch_all(issuers, place.folder / "ca.pem", output, NOW, **more)
+
+
+def test_keys_come_from_a_certificate_that_is_not_revoked(place: Place) -> None:
+    with place.answering(say(json.dumps(jwks()).encode())) as own:
+        assert fetched([own], place, crl=place.list_of(1, 2)) == {}
+        path = place.folder / "fetched" / token_fetch.name_of(own["issuer"], "jwks")
+        assert json.loads(path.read_text(encoding="utf-8")) == jwks()
+        told = fetched([own], place, crl=place.list_of(place.certificate.serial_number))
+        assert "certificate revoked" in told[own["issuer"]]
+        assert not path.exists()
+
+
+def test_without_a_list_that_can_be_read_nothing_is_believed(place: Place) -> None:
+    with place.answering(say(json.dumps(jwks()).encode())) as own:
+        assert fetched([own], place, crl=place.folder / "none.pem").keys() == {own["issuer"]}
+        assert not list((place.folder / "fetched").glob("*.jwks.json"))
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"keys": ' + b"[" * 100_000, b"\xff", b""])
+def test_what_an_issuer_sends_stops_no_other(place: Place, body: bytes) -> None:
+    with place.answering(say(body)) as bad, place.answering(say(json.dumps(jwks()).encode())) as good:
+        told = fetched([bad, good], place, crl=place.list_of())
+    assert told == {bad["issuer"]: "it is not JSON, or too deep"}
+    assert (place.folder / "fetched" / token_fetch.name_of(good["issuer"], "jwks")).exists()
+
+
+def test_an_issuer_that_is_slow_on_purpose_stops_no_other(place: Place) -> None:
+    enough = threading.Event()
+
+    def drip(tls: ssl.SSLSocket) -> None:
+        while not enough.wait(0.05):
+            tls.send(b"x")
+
+    with place.answering(drip) as bad, place.answering(say(json.dumps(jwks()).encode())) as good:
+        told = fetched([bad, good], place, crl=place.list_of(), within=5.0)
+        enough.set()
+    assert told == {bad["issuer"]: "it takes too long to answer"}
+    assert (place.folder / "fetched" / token_fetch.name_of(good["issuer"], "jwks")).exists()

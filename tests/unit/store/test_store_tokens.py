@@ -343,6 +343,21 @@ def test_a_cutoff_moves_forward_and_never_back(plant: store.Store) -> None:
     assert changes(plant.folder, last) == [(store.CUTOFF_CHANGED, b"edge-1")] * 2
 
 
+def test_what_is_said_of_the_far_future_does_not_stay_for_ever(plant: store.Store, clock: Clock) -> None:
+    """A token service that was taken over could else shut a device out for good, whoever issues its tokens."""
+    plant.revocations(ISS, {**listed("a"), "cutoffs": {"edge-1": 1 << 60}})
+    assert cutoffs(plant) == {b"edge-1": NOW + 300}
+    plant.cutoff("edge-2", NOW + 301)
+    assert cutoffs(plant)[b"edge-2"] == NOW + 300
+    plant.revoke_token(ISS, "j1", 1 << 60, "edge-1")
+    ends = tokens(plant)[store.token_key(ISS, "j1")]
+    # No token that a broker takes ends later.
+    assert ends == NOW + 86_400 + 600
+    clock.now = ends + store.TOKEN_KEPT_SECONDS
+    plant.revoke_token(ISS, "j2", clock.now + 900, "edge-1")
+    assert store.token_key(ISS, "j1") not in tokens(plant)
+
+
 def listed(*jtis: str, **cut: int) -> Json:
     entries = [{"jti": jti, "exp": NOW + 900, "device": "edge-1"} for jti in jtis]
     return {"iss": ISS, "iat": NOW, "exp": NOW + 60, "tokens": entries, "cutoffs": cut}
