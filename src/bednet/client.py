@@ -65,7 +65,7 @@ HTTP_OK, HTTP_SERVER_ERROR, HTTP_TOO_MANY = 200, 500, 429
 #: How long what each side makes up for the method `ace` is, in bytes (RFC 9431, 2.2.4.2.2).
 NONCE_BYTES = 8
 _REAUTHENTICATE, _CONTINUE, _SUCCESS = 0x19, 0x18, 0x00
-_AUTH, _CONNACK, _DISCONNECT, _FAILURE = 0xF0, 0x20, 0xE0, 0x80
+_CONNECT, _AUTH, _CONNACK, _DISCONNECT, _FAILURE = 0x10, 0xF0, 0x20, 0xE0, 0x80
 
 
 class TokenError(OSError):
@@ -325,7 +325,7 @@ class _Reauthentication(mqtt.Client):
     """paho with AUTH packets (MQTT 5, 3.15). Tested with 2.1; what is below uses two methods that are paho's own.
 
     :ivar asking: that a gateway was sent something that it answers with a question: until it is content it takes
-        nothing but AUTH packets and a DISCONNECT, so all else is held back.
+        nothing but AUTH packets and a DISCONNECT, so all else is held back. It begins before CONNECT.
     """
 
     def __init__(self, device: str) -> None:
@@ -358,7 +358,7 @@ class _Reauthentication(mqtt.Client):
 
     def _packet_queue(self, command: int, *packet: Any) -> MQTTErrorCode:
         with self._order:
-            if self.asking and command & 0xF0 not in (_AUTH, _DISCONNECT):
+            if self.asking and command & 0xF0 not in (_CONNECT, _AUTH, _DISCONNECT):
                 self._held.append((command, *packet))
                 return MQTTErrorCode.MQTT_ERR_SUCCESS
             return super()._packet_queue(command, *packet)
@@ -394,8 +394,11 @@ class _Reauthentication(mqtt.Client):
             self.answered()
             self.authenticated(data[0] if data else _SUCCESS)
             return MQTTErrorCode.MQTT_ERR_SUCCESS
-        if command == _CONNACK and len(data) > 1 and data[1] >= _FAILURE:
-            self.refused()
+        if command == _CONNACK and len(data) > 1:
+            if data[1] >= _FAILURE:
+                self.refused()
+            else:
+                self.answered()
         return super()._packet_handle()
 
 
@@ -461,8 +464,10 @@ class TokenClient(_Reauthentication):
         :raises TokenError: when there is none; paho tries again later.
         """
         self._connect_properties = self._shown()
-        # A connection that was lost between question and answer.
-        self.answered()
+        with self._order:
+            # A connection that was lost between question and answer.
+            self.answered()
+            self.asking = self.proves
         with self._guard:
             if self._token is not None:
                 self._renew_in(self._token.left(time.monotonic()) - self._token.seconds * (1 - RENEW_AT))

@@ -278,3 +278,59 @@ def test_what_was_held_back_is_not_forgotten_with_the_connection(
     client.reconnect()
     client.disconnect()
     assert seen == [b"a publish"]
+
+
+@pytest.fixture
+def connecting(
+    prover: tuple[TokenClient, list[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> tuple[TokenClient, list[bytes]]:
+    """A client that has sent its CONNECT; the gateway has not answered yet."""
+    client, packets = prover
+    client._token = Token(SECRET, time.monotonic(), 900.0, "")
+    monkeypatch.setattr(mqtt.Client, "reconnect", lambda paho: paho._packet_queue(0x10, b"a connect", 0, 0))
+    client.reconnect()
+    return client, packets
+
+
+def connack(client: TokenClient, reason: int) -> None:
+    """Let a client take a CONNACK."""
+    client._in_packet["command"], client._in_packet["packet"] = 0x20, bytearray([0, reason, 0])
+    client._packet_handle()
+
+
+def test_what_is_published_while_it_connects_is_sent_when_it_is_in(connecting: tuple[TokenClient, list[bytes]]) -> None:
+    """Mosquitto closes a connection that publishes between CONNECT and CONNACK, too."""
+    client, packets = connecting
+    client._packet_queue(0x32, b"a publish", 1, 1)
+    hear(client, question(NONCE))
+    client.disconnect()
+    assert packets[0] == b"a connect"
+    assert [packet[:1] for packet in packets[1:]] == [b"\xf0"]
+    connack(client, 0)
+    assert packets[2:] == [b"a publish"]
+    client._packet_queue(0x32, b"another", 2, 1)
+    assert packets[3:] == [b"another"]
+
+
+def test_what_was_published_goes_to_no_gateway_that_refused(connecting: tuple[TokenClient, list[bytes]]) -> None:
+    client, packets = connecting
+    client._packet_queue(0x32, b"a publish", 1, 1)
+    connack(client, 0x87)
+    assert packets == [b"a connect"]
+    client._token = Token(SECRET, time.monotonic(), 900.0, "")
+    client.reconnect()
+    client.disconnect()
+    # Before the CONNECT it is in the hands of paho, which forgets it or repeats it, as its QoS says.
+    assert packets == [b"a connect", b"a publish", b"a connect"]
+
+
+def test_who_has_no_question_to_expect_holds_nothing_back(
+    bundles: Path, prover: tuple[TokenClient, list[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, packets = TokenClient(TokenSource.of_bundle(bundles / "private_key_jwt")), prover[1]
+    client._token = Token(SECRET, time.monotonic(), 900.0, "")
+    monkeypatch.setattr(mqtt.Client, "reconnect", lambda _paho: None)
+    client.reconnect()
+    client.disconnect()
+    client._packet_queue(0x32, b"a publish", 1, 1)
+    assert packets == [b"a publish"]
