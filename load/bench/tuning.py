@@ -199,10 +199,10 @@ settings decide.
 """
 
 _OF_GROUPS = {
-    _UNIT: "The base is a process of no unit; what a unit costs by itself is in the row of the one that gives nothing up.",
+    _UNIT: "The base is a process of no unit; what one costs by itself is in the row of that which gives nothing up.",
     _KERNEL: """\
         Each stands in a network namespace of its own, the client's end too, so they are to be compared with the row in
-        which nothing else is changed. A setting of this kind belongs into a file of /etc/sysctl.d; the role writes none.""",
+        which nothing else is changed. Such a setting belongs into a file of /etc/sysctl.d; the role writes none.""",
 }
 _FOLLOWS = """\
 ## What follows
