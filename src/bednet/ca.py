@@ -1087,16 +1087,21 @@ def sign_server(store: Store, authority: Authority, request: object, now: dateti
 
 def _for_gateways(store: Store, now: datetime) -> Json:
     """Return what every gateway holds connections against: secrets and revoked serial numbers."""
-    crl = store.read("publish/issuing.crl.pem")
-    listed = None if crl is None else x509.load_pem_x509_crl(crl)
     return {
         "password_file": store.password_file(),
         "passwords": store.passwords,
         "psk": store.psk,
-        # By this a gateway tells an older list from a newer one, and takes nobody off for an older one.
-        "crl_number": listed and listed.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number,
+        "crl_number": _crl_number(store),
         "revoked_serials": _revoked_serials(store, now),
     }
+
+
+def _crl_number(store: Store) -> int | None:
+    """Return the number of the CA's list: by it a server tells an older one from a newer, and lets nobody back in."""
+    crl = store.read("publish/issuing.crl.pem")
+    if crl is None:
+        return None
+    return x509.load_pem_x509_crl(crl).extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
 
 
 def _for_token_service(store: Store, authority: Authority, assertions: Iterable[str], now: datetime) -> Json:
@@ -1120,6 +1125,7 @@ def _for_token_service(store: Store, authority: Authority, assertions: Iterable[
     return {
         "client_secrets": store.client_secrets,
         "public_keys": keys,
+        "crl_number": _crl_number(store),
         "revoked_serials": _revoked_serials(store, now),
     }
 

@@ -7,9 +7,12 @@ bundle is still under way, and a token service that gets a gateway's names, or a
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -18,10 +21,10 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from bednet import ca
+from bednet.token_service import clients, site
+from tests.token_service.conftest import settings_of
+from tests.token_service.plant import compiled
 from tests.unit.ca_home import START, Home, make_csr, make_home
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NOW = START + timedelta(days=10)
 NAME = "tokens.plant.example"
@@ -120,6 +123,35 @@ def test_each_server_is_told_what_it_needs_and_nothing_else(home: Home) -> None:
     assert not {"client_secrets", "public_keys"} & set(gateway)
     assert set(gateway["passwords"]) == {"meter-1", "bednet-probe"}
     assert service["revoked_serials"] == gateway["revoked_serials"] != {}
+
+
+def hand_over(home: Home, folder: Path, **more: Any) -> site.SiteData:
+    """Let the service read what the CA says of a site without devices, as the role hands it over."""
+    told = home.run("sign-server", ask(**more), NOW)
+    tasks = (Path(__file__).parents[2] / "roles/token_service/tasks/site.yml").read_text(encoding="utf-8")
+    found = re.search(r"__token_service_from_ca .*?selectattr\('key', 'in', (\[.*?\])\)", tasks)
+    assert found
+    return site.read(compiled([]), {name: told[name] for name in ast.literal_eval(found[1])}, settings_of(folder))
+
+
+def test_the_token_service_tells_an_older_list_by_what_the_ca_says(home: Home, tmp_path: Path) -> None:
+    home.sync([token("edge-1")], NOW)
+    key = ca.make_key("P-256")
+    before = hand_over(home, tmp_path, key=key)
+    home.run("revoke", {"id": "edge-1", "reason": "keyCompromise"}, NOW)
+    after = hand_over(home, tmp_path, key=key)
+    assert len(after.serials) == len(before.serials) + 1
+    assert before.crl_number is not None
+    assert after.crl_number is not None
+    assert after.crl_number > before.crl_number
+    assert after.crl_number == home.crl().extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+
+
+def test_who_is_unknown_costs_the_token_service_as_much_as_a_wrong_secret(home: Home) -> None:
+    """Else the time that a refusal takes says which devices there are."""
+    home.sync([token("edge-1", "client_secret_basic")], NOW)
+    told = home.run("sign-server", ask(), NOW)["client_secrets"]["edge-1"]
+    assert clients._NOBODY.iterations == site.SecretHash.parse(told).iterations
 
 
 def _print(key: Any) -> str:

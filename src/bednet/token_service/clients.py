@@ -23,7 +23,7 @@ from bednet.token_service import jose
 from bednet.token_service.config import DEVICE_ID
 from bednet.token_service.database import assertions, devices, revoked_serials
 from bednet.token_service.refusal import Refusal
-from bednet.token_service.site import SecretHash
+from bednet.token_service.site import ITERATIONS, SecretHash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ LEEWAY = 30
 LONGEST_JTI = 256
 _TYPES = (None, "JWT", "client-authentication+jwt")
 # A secret that nobody has: an unknown client shall take as long as a wrong secret.
-_NOBODY = SecretHash(1000, b"nobody", bytes(64))
+_NOBODY = SecretHash(ITERATIONS, b"nobody", bytes(64))
 
 
 class Client(ClientMixin):  # type: ignore[misc] # Authlib has no types

@@ -43,6 +43,8 @@ REASONS = (
     "privilegeWithdrawn",
 )
 MOST_ITERATIONS = 10_000
+# As many as the CA hashes with: it makes all secrets that come here.
+ITERATIONS = 101
 TOLD = 100
 _SECRETS = {"client_secrets", "public_keys", "revoked_serials"}
 _CRL_NUMBER = "crl_number"
