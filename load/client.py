@@ -111,6 +111,8 @@ def _token(source: TokenSource) -> Token:
         return source.get()
     except TokenError as exc:
         raise ConnectError(f"no token: {exc.error}") from exc
+    except ImportError as exc:
+        raise ConnectError(f"no token: this machine's Python lacks {exc.name}") from exc
 
 
 class Owner(Protocol):

@@ -30,7 +30,8 @@ from load.identities import CHECKOUT
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-ROOTS = ("locust", "gevent", "paho-mqtt")
+#: The last is for devices that get their tokens by private_key_jwt.
+ROOTS = ("locust", "gevent", "paho-mqtt", "cryptography")
 #: glibc of Debian 12 is 2.36: wheels for these run there, newest first.
 GLIBC = ("2_36", "2_35", "2_34", "2_31", "2_28", "2_27", "2_26", "2_24", "2_17", "2_12", "2_5")
 DEADLINE_S = 600
