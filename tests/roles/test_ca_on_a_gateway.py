@@ -7,6 +7,7 @@ itself, and a second run that changes something because each role undoes what th
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -54,3 +55,45 @@ def test_it_fetches_its_list_from_itself_and_the_broker_cannot_read_the_ca_s_key
     gateway.exec(["test", "-f", key])
     for user in ("mosquitto", "nobody"):
         assert gateway.exec(["cat", key], user=user, check=False).stderr.endswith("Permission denied\n")
+
+
+# Signs a list with so many entries more, as the CA that has revoked as many certificates.
+_LONG_LIST = """
+import datetime, sys
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+
+home = "/var/lib/bednet-ca"
+key = serialization.load_pem_private_key(open(f"{home}/issuing/issuing.key", "rb").read(), None)
+last = x509.load_pem_x509_crl(open(f"{home}/publish/issuing.crl.pem", "rb").read())
+now = datetime.datetime.utcnow()
+day = datetime.timedelta(days=1)
+crl = x509.CertificateRevocationListBuilder().issuer_name(last.issuer).last_update(now).next_update(now + day)
+for extension in last.extensions:
+    value = extension.value
+    if isinstance(value, x509.CRLNumber):
+        value = x509.CRLNumber(value.crl_number + 1)
+    crl = crl.add_extension(value, extension.critical)
+for number in range(int(sys.argv[1])):
+    revoked = x509.RevokedCertificateBuilder().serial_number(2**120 + number).revocation_date(now)
+    crl = crl.add_revoked_certificate(revoked.build())
+signed = crl.sign(key, hashes.SHA256())
+for name, form in (("issuing.crl", "DER"), ("issuing.crl.pem", "PEM")):
+    open(f"{home}/publish/{name}", "wb").write(signed.public_bytes(getattr(serialization.Encoding, form)))
+"""
+
+
+def test_a_long_list_is_fetched_again_and_again(runs: tuple[Lab, PlayResult, PlayResult]) -> None:
+    """More than the megabyte that systemd allows credentials, in which the list in use once came to its fetcher.
+
+    The last test of this lab: the CA knows nothing of these certificates.
+    """
+    gateway = runs[0].hosts["gateway-1"]
+    for entries in (30_000, 60_000):
+        gateway.exec(["python3", "-", str(entries)], input=_LONG_LIST)
+        gateway.exec(["systemctl", "start", "bednet-crl-fetch.service", "bednet-token-fetch.service"])
+        present = gateway.read_file("/etc/mosquitto/tls/issuing.crl.pem")
+        assert len(present) > 1 << 20
+        assert present == gateway.read_file("/var/lib/bednet-ca/publish/issuing.crl.pem")
+        assert json.loads(gateway.exec(["bednet-store", "status"]).stdout)["revoked"] >= entries
+    assert gateway.exec(["systemctl", "is-active", "mosquitto"]).stdout == "active\n"
