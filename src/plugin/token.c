@@ -28,7 +28,7 @@
 #define VALUES_MAX 255 /* of their placeholders, together */
 #define VALUE_MAX 255 /* bytes */
 #define ES256_HALF 32 /* bytes of r, of s; of x, of y */
-#define RESERVED "bednet-" /* no device of another issuer begins so */
+#define RESERVED "bednet-" /* no other issuer than the site's own service speaks of who begins so */
 
 struct header {
 	uint8_t algorithm; /* 0 for one that is none of ours */
@@ -557,7 +557,7 @@ static enum reason make_device(struct token *token, json_t *claims, const struct
 	size_t count = 0, used = 0, i, j;
 	enum reason reason;
 
-	if(!(issuer->flags & ISSUER_ROLES) || strncmp(token->id, RESERVED, sizeof(RESERVED) - 1) == 0){
+	if(!(issuer->flags & ISSUER_ROLES)){
 		return REASON_UNKNOWN_DEVICE;
 	}
 	for(i = 0; i < issuer->mapping_count; i++){
@@ -794,6 +794,9 @@ static enum reason check_claims(struct token *token, const struct header *header
 	token->end = times.exp + issuer.leeway;
 	/* Without a jti a token could not be revoked by itself; our own service gives one (RFC 9068, 2.2). */
 	if((jti ? !json_is_string(jti) : (issuer.flags & ISSUER_SERVICE) != 0) || !read_id(claims, &issuer, token->id)){
+		return REASON_TOKEN_CLAIMS;
+	}
+	if(!(issuer.flags & ISSUER_SERVICE) && strncmp(token->id, RESERVED, sizeof(RESERVED) - 1) == 0){
 		return REASON_TOKEN_CLAIMS;
 	}
 	reason = token->verified ? REASON_NONE : check_binding(token, claims, question);

@@ -335,6 +335,19 @@ def test_another_client_id_is_refused(shared: tuple[Gateway, TokenSite]) -> None
     gateway.audited(device="tok-1", client_id="tok-2", reason="client-id")
 
 
+def test_the_site_s_own_service_alone_speaks_of_the_probe(site: TokenSite, start: Start) -> None:
+    """The probe may come with a token; one without cnf of an issuer without a prefix would let anybody in as it."""
+    site.add("bednet-probe", "token")
+    own, other = site.issuers[0], Issuer("https://other.example")
+    site.issuers.append(other)
+    site.apply()
+    gateway = start(listeners=("plain",), options=AT_ONCE)
+    gateway.admitted(shown(other.token("tok-1"), "tok-1"), on="plain", client_id="tok-1")
+    gateway.refused(shown(other.token("bednet-probe"), "bednet-probe"), on="plain", client_id="bednet-probe")
+    gateway.audited(device="bednet-probe", reason="token-claims")
+    gateway.admitted(shown(own.token("bednet-probe"), "bednet-probe"), on="plain", client_id="bednet-probe")
+
+
 def test_an_issuer_cannot_speak_for_another(site: TokenSite, start: Start) -> None:
     """Two issuers may call their keys alike; and the key in a token's header is nobody's."""
     ours, theirs = site.issuers[0], Issuer("https://other.example", kid="key-1")

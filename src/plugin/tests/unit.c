@@ -1197,6 +1197,7 @@ static void test_tokens(void)
 	CHECK(reason_of(&store, &cache, a_token("tok-1", TOKEN_TIME + 9, SCOPE ",\"nbf\":100005.1")) == REASON_TOKEN_EARLY);
 	CHECK(reason_of(&store, &cache, a_token("tok-1", TOKEN_TIME + 9, "")) == REASON_TOKEN_SCOPE);
 	CHECK(reason_of(&store, &cache, a_token("t/k", TOKEN_TIME + 9, SCOPE)) == REASON_TOKEN_CLAIMS);
+	CHECK(reason_of(&store, &cache, a_token("bednet-probe", TOKEN_TIME + 9, SCOPE)) == REASON_TOKEN_CLAIMS);
 	CHECK(reason_of(&store, &cache, "a.b") == REASON_TOKEN_MALFORMED && reason_of(&store, &cache, "..") == REASON_TOKEN_MALFORMED);
 	memset(big, 'A', sizeof(big));
 	big[100] = big[200] = '.';
