@@ -210,11 +210,18 @@ def test_resource_is_named_with_the_device_code(plant: Plant) -> None:
     assert claims_of(poll(plant, asked["device_code"], form={"resource": GATEWAY}))["aud"] == GATEWAY
 
 
-def test_fourth_open_request_of_a_device_is_refused_section_5_1(plant: Plant) -> None:
+def test_fourth_open_request_of_a_device_from_one_address_is_refused_section_5_1(plant: Plant) -> None:
     for _ in range(3):
         ask(plant)
     response = plant.post("/device_authorization", {"client_id": "meter-1"})
     refused(plant, response, "slow_down", "too-many-requests", 429)
+    # Whoever it was: the device itself, which is elsewhere, is not kept out.
+    elsewhere = {"X-Bednet-Client-Address": "192.0.2.8"}
+    response = plant.post("/device_authorization", {"client_id": "meter-1"}, headers=elsewhere)
+    assert response.status_code == 200
+    asked = response.json or {}
+    plant.sent.extend((asked["device_code"], asked["user_code"], asked["user_code"].replace("-", "")))
+    assert "192.0.2.8" in submit(plant, "look", asked["user_code"]).get_data(as_text=True)
     plant.clock.now = START + 600
     ask(plant)
 

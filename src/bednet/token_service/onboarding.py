@@ -36,7 +36,7 @@ CODE_LETTERS = 8
 """20^8 codes, some 2^34. With :data:`MOST_LOOKS` tries for each approver nobody finds an open one."""
 
 MOST_OPEN = 3
-"""Requests of one device that may be open at a time."""
+"""Requests of one device from one address that may be open at a time: a stranger's must not keep the device out."""
 
 MOST_LOOKS, LOOKS_SECONDS = 10, 600
 """User codes that one approver may enter in vain, and in which time."""
@@ -93,11 +93,13 @@ def open_request(
     address: str,
     now: int,
 ) -> bool:
-    """Open a request. :returns: False when the device has too many open."""
+    """Open a request. :returns: False when too many of the device are open from that address."""
+    address = address[:64]
     pending = connection.execute(
         sa.select(sa.func.count())
         .select_from(device_requests)
         .where(device_requests.c.device == device)
+        .where(device_requests.c.address == address)
         .where(device_requests.c.state == "pending")
         .where(device_requests.c.exp > now)
     ).scalar()
@@ -109,7 +111,7 @@ def open_request(
             user_code=_hash(_plain(user_code)),
             device=device,
             scope=scope or None,
-            address=address[:64],
+            address=address,
             created=now,
             exp=now + EXPIRES_IN,
             interval=INTERVAL,
