@@ -2549,9 +2549,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _from_stdin(most: int = MOST_JWKS) -> object:
     """Read JSON that came from a network."""
-    text = sys.stdin.buffer.read(most + 1)
-    if len(text) > most:
-        raise Refused(f"stdin has more than {most} bytes. Cure: look where it comes from")
+    text = _bytes_from_stdin(most, "look where it comes from")
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -2559,10 +2557,18 @@ def _from_stdin(most: int = MOST_JWKS) -> object:
 
 
 def _text_from_stdin() -> str:
+    cure = "give what bednet compile --device or --entry says"
     try:
-        return sys.stdin.buffer.read(MOST_PUT).decode()
+        return _bytes_from_stdin(MOST_PUT, cure).decode()
     except UnicodeDecodeError:
-        raise Refused("stdin is not UTF-8. Cure: give what bednet compile --device or --entry says") from None
+        raise Refused(f"stdin is not UTF-8. Cure: {cure}") from None
+
+
+def _bytes_from_stdin(most: int, cure: str) -> bytes:
+    text = sys.stdin.buffer.read(most + 1)
+    if len(text) > most:
+        raise Refused(f"stdin has more than {most} bytes. Cure: {cure}")
+    return text
 
 
 def _run(options: argparse.Namespace) -> int:  # noqa: PLR0912 - one for each command
