@@ -39,17 +39,18 @@ def test_a_host_apart_is_told_when_the_device_was_let_in_again(tmp_path: Path, s
     inventory = {
         "ca": {"hosts": {"authority": {"__bednet_listed": {"stdout": said}}}},
         "gateways": {"hosts": {"gateway-1": {}}},
-        # Its command is not there, and says in its failure what it was.
         "token_service": {
             "hosts": {"apart": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}}
         },
     }
+    # This machine may be a token service: what is run is not there, and the failure says what it was.
+    nowhere = tmp_path / "no-such-command"
     (tmp_path / "hosts.json").write_text(json.dumps(inventory), encoding="utf-8")
     (tmp_path / "play.yml").write_text(PLAY, encoding="utf-8")
     done = subprocess.run(
         [
             *(str(Path(sys.executable).parent / "ansible-playbook"), "-i", "hosts.json", "play.yml"),
-            *("-e", "device=nobody-at-all", "-e", "reason=superseded"),
+            *("-e", "device=nobody-at-all", "-e", "reason=superseded", "-e", f"__token_service_command={nowhere}"),
         ],
         cwd=tmp_path,
         env={
@@ -61,11 +62,11 @@ def test_a_host_apart_is_told_when_the_device_was_let_in_again(tmp_path: Path, s
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode != 0
     wanted = [
-        "/usr/local/sbin/bednet-token-service",
+        str(nowhere),
         "revoke",
         "--device",
         "nobody-at-all",
