@@ -235,7 +235,7 @@ def _load(parsed: argparse.Namespace, notes: Sequence[str]) -> int:
             identities = "The site's own devices were played, in their own topics."
             played = site
         else:
-            templates = choose(site, profile.devices, gateway, way=parsed.authentication)
+            templates = choose(site, profile.devices, gateway, way=parsed.authentication, method=parsed.token_method)
             _say(f"Making {len(templates)} test identities, good for a day; they are taken back after the run")
             _check_way(parsed.authentication, gateway, described, method=parsed.token_method)
             made = stack.enter_context(
@@ -243,7 +243,10 @@ def _load(parsed: argparse.Namespace, notes: Sequence[str]) -> int:
             )
             bundles, played = made.bundles, load_site(made.site)
             identities = f"{len(bundles)} test identities were made for the run and taken back after it."
-        notes = (*notes, *_left_out(site, gateway, parsed.authentication))
+        notes = (
+            *notes,
+            *_left_out(site, gateway, parsed.authentication, None if parsed.bundles else parsed.token_method),
+        )
         job = _Job(parsed, profile, thresholds, played, gateway, bundles, described, identities, folder, notes, shares)
         return job.search() if parsed.search else job.once()
 
@@ -305,12 +308,12 @@ def _complete(bundle: Path, way: str, *, bound: bool) -> bool:
     return all((bundle / name).exists() for name in (*needed, "ca.pem"))
 
 
-def _left_out(site: Site, gateway: Gateway, way: str | None) -> tuple[str, ...]:
+def _left_out(site: Site, gateway: Gateway, way: str | None, method: str | None) -> tuple[str, ...]:
     """Say which of the site's devices could not be played."""
     names = [
         device.id
         for device in site.devices.values()
-        if device.revoked is None and not (playable(device) and reaches(device, gateway, way))
+        if device.revoked is None and not (playable(device) and reaches(device, gateway, way, method))
     ]
     if not names:
         return ()

@@ -153,33 +153,41 @@ def way_of(device: Device, wanted: str | None = None) -> str | None:
     return None
 
 
-def reaches(device: Device, gateway: Gateway, way: str | None = None) -> bool:
+def reaches(device: Device, gateway: Gateway, way: str | None = None, method: str | None = None) -> bool:
     """Say whether a gateway has a listener for the way that a device comes in by.
 
     :param way: how its copy comes in, whatever its own way is.
+    :param method: how its copy gets its tokens, whatever its own method is.
     """
     taken = way or way_of(device)
-    return taken is not None and gateway.port(taken, bound=is_bound(device)) is not None
+    return taken is not None and gateway.port(taken, bound=is_bound(device, method)) is not None
 
 
-def is_bound(device: Device) -> bool:
-    """Say whether a device's tokens, if it comes in by one, are bound to its certificate."""
-    return device.token_authentication != BEARER
+def is_bound(device: Device, method: str | None = None) -> bool:
+    """Say whether a device's tokens, if it comes in by one, are bound to its certificate.
+
+    :param method: how its copy gets its tokens, whatever its own method is.
+    """
+    return (method or device.token_authentication) != BEARER
 
 
-def choose(site: Site, count: int, gateway: Gateway | None = None, *, way: str | None = None) -> list[str]:
+def choose(
+    site: Site, count: int, gateway: Gateway | None = None, *, way: str | None = None, method: str | None = None
+) -> list[str]:
     """Return which devices to play, one id for each of `count` players.
 
     All devices that can be played come once, as far as they fit; then those that tell are repeated, and those that hear
     more than they tell are not: a plant grows by sensors, and not by historians.
 
-    :param gateway: leave out whom it has no listener for. :param way: how the copies come in.
+    :param gateway: leave out whom it has no listener for.
+    :param way: how the copies come in.
+    :param method: how they get their tokens.
     :raises PlanError: when nobody tells anything.
     """
     devices = [
         device
         for device in site.devices.values()
-        if playable(device) and (gateway is None or reaches(device, gateway, way))
+        if playable(device) and (gateway is None or reaches(device, gateway, way, method))
     ]
     listening = readers(site, devices)
     tellers = [d.id for d in devices if d.id not in listening and telemetry_topics(site, d)]

@@ -165,17 +165,20 @@ def search(
     broke: tuple[float, Report] | None = None
     factor, count = 1.0, processes.start
     while len(steps) < MOST_RUNS:
-        for left in reversed(range(TRIES)):
+        tries = 0
+        while tries < TRIES:
             report = attempt(_faster(profile, factor), count)
             steps.append((factor, report))
-            if report.interrupted or report.judgement.verdict is Verdict.PASSED or is_gateways(report):
+            believed = report.interrupted or report.judgement.verdict is Verdict.PASSED or is_gateways(report)
+            if believed or len(steps) == MOST_RUNS:
                 break
             if is_filled(report) and count + 1 in processes:
+                # The next run is another one, and no repetition.
                 count += 1
-            if left and len(steps) < MOST_RUNS:
-                say(f"{factor:.2f} times the load: {_why(report)}; once more")
             else:
-                break
+                tries += 1
+            if tries < TRIES:
+                say(f"{factor:.2f} times the load: {_why(report)}; once more")
         say(f"{factor:.2f} times the load: {report.judgement.verdict.value}")
         if report.judgement.verdict is Verdict.PASSED:
             held = (factor, report)

@@ -18,7 +18,6 @@ import secrets
 import sys
 import tarfile
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -127,7 +126,7 @@ def run_job(
             container.put_archive("/", _pack(files))
             container.start()
             if systemd:
-                _await_systemd(container, what, cure)
+                boot.await_running(container, f"{what}: its container")
                 done = _run_beside(connection.api, container, command, user, timeout_s, echo=echo)
                 if done is None:
                     raise LabError(f"{what} took longer than {timeout_s:.0f} s and was stopped.", cure=cure)
@@ -164,21 +163,6 @@ def _follow(container: Container, what: str, cure: str, timeout_s: float, *, ech
             container.kill()
             raise
     return rc, container.logs().decode(errors="replace")
-
-
-def _await_systemd(container: Container, what: str, cure: str) -> None:
-    deadline = time.monotonic() + boot.DEADLINE_S
-    # The first calls may find no bus yet.
-    while (said := _said(container, "systemctl", "is-system-running", "--wait")) != "running":
-        if time.monotonic() > deadline or said == "degraded":
-            failed = _said(container, "systemctl", "--failed", "--no-legend", "--plain")
-            raise LabError(f"{what} failed: systemd did not come up ({said}).", cure=cure, log=failed)
-        time.sleep(0.1)
-
-
-def _said(container: Container, *command: str) -> str:
-    output: Any = container.exec_run(list(command)).output
-    return str(output.decode(errors="replace").strip())
 
 
 def _run_beside(

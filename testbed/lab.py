@@ -117,42 +117,7 @@ class SystemdRunning(WaitStrategy):
 
         :raises LabError: when the host died, did not come up in time, or came up with failed units.
         """
-        wrapped = container.get_wrapped_container()
-        deadline = time.monotonic() + self._deadline_s
-        said = ""
-        while time.monotonic() < deadline:
-            wrapped.reload()
-            if wrapped.status not in {"running", "created"}:
-                raise self._error(wrapped, f"Host {self._name} died while it booted (it is `{wrapped.status}`).")
-            try:
-                # The first calls may find no bus yet.
-                answer = wrapped.exec_run(["systemctl", "is-system-running", "--wait"])
-            except docker.errors.APIError as exc:
-                said = str(exc)
-            else:
-                said = answer.output.decode(errors="replace").strip()
-                if said == "running":
-                    return
-                if said == "degraded":
-                    failed = wrapped.exec_run(["systemctl", "--failed", "--no-legend", "--plain"]).output.decode()
-                    raise self._error(
-                        wrapped, f"Host {self._name} booted, but units failed: {' '.join(failed.split())}."
-                    )
-            time.sleep(0.05)
-        raise self._error(
-            wrapped, f"Host {self._name} did not boot within {self._deadline_s:.0f} s (systemd says: {said})."
-        )
-
-    def _error(self, wrapped: Any, what: str) -> LabError:
-        log = wrapped.logs().decode(errors="replace")
-        with contextlib.suppress(docker.errors.APIError):
-            journal = wrapped.exec_run(["journalctl", "--boot", "--no-pager", "--lines=40", "--priority=warning"])
-            log += journal.output.decode(errors="replace")
-        cure = "See the log above; a machine whose engine may not give a container CAP_SYS_ADMIN cannot run the lab."
-        if "Too many open files" in log or "inotify" in log:
-            # Every systemd takes some of what the kernel grants to one user, and all hosts are the same user.
-            cure = "Take another lab down, or raise the limit: sysctl fs.inotify.max_user_instances=1024"
-        return LabError(what, cure=cure, log=log)
+        boot.await_running(container.get_wrapped_container(), f"Host {self._name}", self._deadline_s)
 
 
 class Host:

@@ -491,6 +491,10 @@ def test_a_search_takes_more_processes_where_one_filled_its_core(example: Site) 
             return replace(made, tally=tally, judgement=judgement)
         return made
 
+    # As many at one load as it takes: a run that earned one is no repetition.
+    search.search(Profile("", every_s=1 / 15), attempt, say=lambda _: None, processes=range(1, 9))
+    assert [processes for _, processes in took[:8]] == list(range(1, 9))
+    took.clear()
     found = search.search(Profile("", every_s=1.0), attempt, say=lambda _: None, processes=range(1, 4))
     assert took[:5] == [(1, 1), (2, 1), (4, 1), (4, 2), (8, 2)]
     assert max(processes for _, processes in took) == 3

@@ -154,6 +154,10 @@ def test_tokens_that_are_bound_to_nothing_go_where_no_certificate_is_asked_for(e
     assert ports == {"edge-1": 8883, "edge-2": 8884, "edge-3": 8883, "historian": 8883}
     alone = replace(GATEWAY, password_port=None)
     assert not reaches(example.devices["edge-2"], alone)
+    # Its copy may get tokens in another way: bound ones, which go where certificates go.
+    assert reaches(example.devices["edge-2"], alone, method="private_key_jwt")
+    assert "edge-2" not in choose(example, 100, alone, way="token")
+    assert "edge-2" in choose(example, 100, alone, way="token", method="tls_client_auth")
     with pytest.raises(PlanError, match="`edge-2` comes in by token, and gateway-1 has no listener"):
         make_plan(example, alone, "steady", PROFILES["steady"], bundles)
 
