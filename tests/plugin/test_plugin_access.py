@@ -372,13 +372,16 @@ def test_a_window_opens_and_closes_for_a_connected_client_at_the_second(site: Si
     gateway = start()
     told: list[tuple[float, float, bool]] = []
     with on_plain(gateway) as session:
-        # Whatever the machine needed for a broker is over by now.
-        begin = int(time.time()) + 2
-        if seconds(begin) > 86390:
-            pytest.skip("midnight is too near")
-        window = {"days": 127, "from": seconds(begin), "to": seconds(begin + 1), "zone": "UTC"}
-        site.profiles["sensor"] = [allow("publish", "sensors/#", during=[window])]
-        site.apply()
+        # On a busy machine the change may take longer than the time until it is to bite: then once more, with more of it.
+        for lead in (2, 5, 10):
+            begin = int(time.time()) + lead
+            if seconds(begin) > 86390:
+                pytest.skip("midnight is too near")
+            window = {"days": 127, "from": seconds(begin), "to": seconds(begin + 1), "zone": "UTC"}
+            site.profiles["sensor"] = [allow("publish", "sensors/#", during=[window])]
+            site.apply()
+            if time.time() < begin - 0.5:
+                break
         while time.time() < begin + 1.5:
             before = time.time()
             granted = session.publish(f"sensors/{uuid.uuid4().hex}", b"1").granted
