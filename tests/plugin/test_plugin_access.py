@@ -372,7 +372,7 @@ def test_a_window_opens_and_closes_for_a_connected_client_at_the_second(site: Si
     gateway = start()
     told: list[tuple[float, float, bool]] = []
     with on_plain(gateway) as session:
-        # On a busy machine the change may take longer than the time until it is to bite: then once more, with more of it.
+        # On a busy machine the change may take longer than the time until it is to bite: then once more.
         for lead in (2, 5, 10):
             begin = int(time.time()) + lead
             if seconds(begin) > 86390:
