@@ -1328,15 +1328,10 @@ def _token_says_no_more(target: ServiceTarget) -> Verdict:
             verdict = Verdict(False, f"no scope in the form of RFC 9431, 3: {reply}")
         else:
             more = sorted(f"{way} {topic}" for topic, way in said - branches)
-            verdict = Verdict(
-                bool(said) and not more, f"granted too much: {', '.join(more[:3])}" if more else _count(said)
-            )
+            words = f"granted too much: {', '.join(more[:3])}" if more else f"{len(said)} grants of the policy"
+            verdict = Verdict(bool(said) and not more, words)
         verdicts.append((f"asked for {what}", verdict))
     return _joined(verdicts, ": ")
-
-
-def _count(said: set[tuple[str, str]]) -> str:
-    return f"{len(said)} grants of the policy"
 
 
 def _granted(reply: Reply) -> set[tuple[str, str]] | None:
@@ -1802,20 +1797,24 @@ def verify(task: Input, *, started: datetime, budget: float = GATEWAY_BUDGET) ->
     deadline = begin + budget
     with _forgeries(task.identity) as forgeries, ThreadPoolExecutor(max_workers=8) as pool:
         purse = Purse()
-        purse.services += [ServiceTarget(service, task.identity, forgeries, purse) for service in task.services]
-        known = purse if task.services else None
+        services = [ServiceTarget(service, task.identity, forgeries, purse) for service in task.services]
+        answers = list(pool.map(lambda service: _run(ANSWERING, service, deadline), services))
+        # A place that does not answer has one result that says so, and none that would only repeat it: gateways are
+        # shown tokens of the others, or none.
+        purse.services += [service for service, answer in zip(services, answers, strict=True) if answer.passed]
+        known = purse if purse.services else None
         targets = [Target(gateway, task.identity, task.canary, forgeries, known) for gateway in task.gateways]
         runs = [
-            *(pool.submit(_verify_place, target, REACHABLE, checks, deadline) for target in targets),
-            *(pool.submit(_verify_place, target, ANSWERING, of_services, deadline) for target in purse.services),
+            *(pool.submit(_verify_gateway, target, checks, deadline) for target in targets),
+            *(
+                pool.submit(_verify_place, service, answer, of_services, deadline)
+                for service, answer in zip(services, answers, strict=True)
+            ),
         ]
         results = [result for run in runs for result in run.result()]
-        # A place that does not answer has one result that says so, and none that would only repeat it.
         silent = {result.gateway for result in results if result.check in _FIRST and not result.passed}
         expected = {target.place.name: sum(check.applies(target) for check in checks) for target in targets}
-        expected |= {
-            target.place.name: sum(check.applies(target) for check in of_services) for target in purse.services
-        }
+        expected |= {service.place.name: sum(check.applies(service) for check in of_services) for service in services}
     expected |= dict.fromkeys(silent, 1)
     return Report(started, time.monotonic() - begin, task.checks, expected, tuple(results))
 
@@ -1823,14 +1822,16 @@ def verify(task: Input, *, started: datetime, budget: float = GATEWAY_BUDGET) ->
 _FIRST = (REACHABLE.name, ANSWERING.name)
 
 
-def _verify_place(
-    target: T_contra, before: Check[T_contra], checks: Sequence[Check[T_contra]], deadline: float
-) -> list[Result]:
-    first = _run(before, target, deadline)
+def _verify_gateway(target: Target, checks: Sequence[Check[Target]], deadline: float) -> list[Result]:
+    return _verify_place(target, _run(REACHABLE, target, deadline), checks, deadline)
+
+
+def _verify_place(target: T_contra, first: Result, checks: Sequence[Check[T_contra]], deadline: float) -> list[Result]:
+    """Run the rest of the checks where the first, of the place itself, has passed."""
     if not first.passed:
         return [first]
-    rest = [check for check in checks if check is not before and check.applies(target)]
-    found: dict[str, Result] = {before.name: first}
+    rest = [check for check in checks if check.name != first.check and check.applies(target)]
+    found: dict[str, Result] = {first.check: first}
     lanes: list[list[Check[T_contra]]] = [[check for check in rest if check.session]]
     others = [check for check in rest if not check.session]
     lanes.extend(others[number::_LANES] for number in range(_LANES))
