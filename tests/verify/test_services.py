@@ -11,9 +11,11 @@ import base64
 import json
 import shutil
 import ssl
+import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from socketserver import BaseRequestHandler, TCPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -96,6 +98,35 @@ def test_a_token_service_that_is_down_is_one_clear_failure(pki: brokers.PKI) -> 
     assert [result.check for result in report.results] == ["the token service answers"]
     assert "connection refused" in report.results[0].evidence
     assert report.expected == {place.name: 1}
+
+
+def test_a_token_service_that_is_down_is_no_failure_of_gateways(
+    pki: brokers.PKI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their checks of tokens are left out where there is no token to show, and go by another host's where there is."""
+    of_tokens = [check for check in verify.CHECKS if check.name in AT_GATEWAYS]
+    monkeypatch.setattr(verify, "CHECKS", (verify.REACHABLE, *of_tokens))
+    monkeypatch.setattr(verify, "SERVICE_CHECKS", (verify.ANSWERING,))
+    with Service(pki) as service:
+        down = service.place
+    with ExitStack() as stack:
+        service = stack.enter_context(Service(pki))
+        mtls, passwords = (stack.enter_context(Door(service, strict, mtls=mtls)) for mtls in (True, False))
+        gateway = verify.Gateway("gateway-1", brokers.LOCAL, brokers.SERVER_NAME, mtls.port, passwords.port)
+        alone = look(pki, down, gateway)
+        task = verify.Input((gateway,), identity(pki), Credentials(), "all", (down, replace(service.place, name="up")))
+        beside = verify.verify(task, started=brokers.now())
+    assert [(result.gateway, result.check, result.passed) for result in alone.results] == [
+        ("gateway-1", "the gateway answers", True),
+        (down.name, "the token service answers", False),
+    ]
+    assert not alone.passed
+    assert failed(beside).keys() == {"the token service answers"}
+    assert not beside.passed
+    assert beside.expected == {"gateway-1": 1 + len(AT_GATEWAYS), down.name: 1, "up": 1}
+    assert {result.evidence for result in beside.results if result.check == "a fresh token is accepted"} == {
+        "of up: accepted"
+    }
 
 
 def test_a_gateway_that_is_down_does_not_hide_the_token_service(pki: brokers.PKI) -> None:
@@ -306,6 +337,18 @@ def test_verify_fails_exactly_where_a_token_service_is_lax(
     assert any(sees in evidence for evidence in found.values()), found
 
 
+WITHOUT_TRUST = {
+    "the token service answers",
+    "plaintext HTTP is refused",
+    "TLS versions that are not configured are refused",
+    "broken ciphers are refused",
+    "CBC ciphers are refused",
+    "ciphers without forward secrecy are refused",
+    "the server's certificate is for servers only",
+    "the server's certificate is valid",
+}
+
+
 def _old(context: ssl.SSLContext) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(f"{brokers.STRONG}:ECDHE-ECDSA-AES128-SHA")
@@ -318,38 +361,55 @@ def _only_new(context: ssl.SSLContext) -> None:
 @pytest.mark.parametrize(
     ("change", "fails", "sees"),
     [
-        (_old, "CBC ciphers are refused", "accepted: TLS 1.2, ECDHE-ECDSA-AES128-SHA"),
-        (_only_new, "TLS 1.2 is spoken with strong ciphers", "protocol version"),
+        (_old, {"CBC ciphers are refused"}, "accepted: TLS 1.2, ECDHE-ECDSA-AES128-SHA"),
+        (
+            _only_new,
+            # Where no good suite is taken either, a refusal of bad ones says nothing.
+            {
+                "TLS 1.2 is spoken with strong ciphers",
+                "broken ciphers are refused",
+                "CBC ciphers are refused",
+                "ciphers without forward secrecy are refused",
+            },
+            "protocol version",
+        ),
     ],
 )
 def test_verify_looks_at_the_tls_of_a_token_service(
-    pki: brokers.PKI, change: Callable[[ssl.SSLContext], None], fails: str, sees: str
+    pki: brokers.PKI, change: Callable[[ssl.SSLContext], None], fails: set[str], sees: str
 ) -> None:
     context = server_context(pki)
     change(context)
     with Service(pki, context) as service:
         found = failed(look(pki, service.place))
-    assert sees in found[fails]
+    assert set(found) == fails, found
+    assert any(sees in evidence for evidence in found.values()), found
 
 
 @pytest.mark.parametrize(
     ("how", "fails", "sees"),
     [
-        ({"dns": ["elsewhere.plant.example"]}, "the server's certificate carries its names", "not in the certificate"),
+        (
+            {"dns": ["elsewhere.plant.example"]},
+            # With who is not trusted nobody speaks.
+            {check.name for check in verify.SERVICE_CHECKS} - WITHOUT_TRUST,
+            "not in the certificate",
+        ),
         (
             {"usage": [SERVER, ExtendedKeyUsageOID.CLIENT_AUTH]},
-            "the server's certificate is for servers only",
+            {"the server's certificate is for servers only"},
             "clientA",
         ),
     ],
 )
 def test_verify_looks_at_the_certificate_of_a_token_service(
-    pki: brokers.PKI, how: dict[str, Any], fails: str, sees: str
+    pki: brokers.PKI, how: dict[str, Any], fails: set[str], sees: str
 ) -> None:
     pki.issue("tokens", brokers.now(), **{"common_name": NAME, "dns": [NAME], "usage": [SERVER], **how})
     with Service(pki) as service:
         found = failed(look(pki, service.place))
-    assert sees in found[fails]
+    assert set(found) == fails, found
+    assert any(sees in evidence for evidence in found.values()), found
 
 
 def test_verify_sees_that_certificates_of_any_ca_are_taken(pki: brokers.PKI, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -517,6 +577,51 @@ def test_what_is_no_http_is_told_so(pki: brokers.PKI) -> None:
     for odd in ("x" * 41, "eyJ.eyJ.AA", "invalid client", ""):
         said = probe.Reply(Outcome.ACCEPTED, "answered", 401, {}, json.dumps({"error": odd}).encode())
         assert str(said) == "status 401"
+
+
+class _Says:
+    """A server that answers a request with bytes, and closes the connection."""
+
+    def __init__(self, answer: bytes) -> None:
+        class Handler(BaseRequestHandler):
+            def handle(self) -> None:
+                self.request.recv(65536)
+                with suppress(OSError):
+                    self.request.sendall(answer)
+
+        self.server = TCPServer((brokers.LOCAL, 0), Handler)
+
+    def __enter__(self) -> Listener:
+        self._thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
+        self._thread.start()
+        return Listener(brokers.LOCAL, self.server.server_address[1], tls=False)
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self._thread.join()
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "says"),
+    [
+        (b"SSH-2.0-x\r\n", Outcome.MISMATCH, "11 bytes that are no HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", Outcome.MISMATCH, "40 bytes that are no HTTP"),
+        # The status is said; what is not there counts for nothing.
+        (b"HTTP/1.1 200 OK\r\nCache-Con", Outcome.ACCEPTED, "status 200"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (1 << 20), Outcome.ACCEPTED, "status 200"),
+    ],
+    ids=["of another protocol", "broken off in the body", "broken off in the head", "without an end"],
+)
+def test_an_answer_that_is_odd_is_read_as_what_it_is(answer: bytes, outcome: Outcome, says: str) -> None:
+    with _Says(answer) as listener:
+        seen = probe.request(listener, "GET", "/")
+    assert seen.outcome is outcome, seen
+    assert says in str(seen)
+    # However much comes, no more of it is kept.
+    assert len(seen.body) <= 1 << 20
+    assert seen.headers == {}
+    assert seen.json() == {}
 
 
 def test_a_token_reads_as_it_was_written() -> None:
