@@ -531,7 +531,7 @@ def test_one_device_comes_by_stdin_and_is_written_or_refused_with_a_cure(folder:
         ("", "put: stdin:1: the file ends too early. Cure: give what bednet compile --device or --entry says"),
         (lines[:-1], "put: stdin:2: the line has no end"),
         (lines.replace('"a"', '"\udcff"'), "put: stdin is not UTF-8"),
-        (lines + " " * store.MOST_PUT, f"put: stdin has more than {store.MOST_PUT} bytes. Cure: give what bednet compile"),
+        (lines + " " * store.MOST_PUT, f"put: stdin has more than {store.MOST_PUT} bytes. Cure: give what bednet"),
     ):
         done = tool(folder, "put", stdin=stdin)
         assert (done.returncode, done.stdout) == (1, "")
