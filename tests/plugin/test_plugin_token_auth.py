@@ -8,10 +8,16 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
+from bednet.client import Token, TokenClient, TokenSource
 from bednet.probe import connect_packet
-from tests.plugin.gateway import allow, broker_version
+from tests.plugin.gateway import LOCAL, allow, broker_version
 from tests.plugin.tokens import (
     ADMINISTRATIVE,
     AUTH,
@@ -41,6 +47,8 @@ from tests.plugin.tokens import (
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from paho.mqtt.properties import Properties
 
     from tests.plugin.conftest import Start
     from tests.plugin.gateway import Gateway
@@ -294,6 +302,45 @@ def test_the_owner_of_the_key_is_let_in(site: TokenSite, gateway: Gateway, key: 
         packet = client.answer(prove(key, packet.data))
         assert (packet.kind, packet.code) == (AUTH, SUCCESS)
         assert client.publish("sensors/tok-1/t", b"1").code == SUCCESS
+    assert not list(gateway.audit())
+
+
+class Eager(TokenClient):
+    """A device that publishes while it is asked for its proof."""
+
+    def asked(self, data: bytes) -> Properties:
+        self.told = self.publish("sensors/tok-1/t", b"1", qos=1)
+        return super().asked(data)
+
+
+def test_a_device_that_publishes_while_it_connects_gets_in_and_its_message_through(
+    site: TokenSite,
+    gateway: Gateway,
+    authority: Authority,
+    key: Key,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """bednet.client holds back what the broker would close the connection for."""
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    monkeypatch.setattr(TokenSource, "get", lambda _self: Token(bound(site, key), time.monotonic(), 600.0, ""))
+    source = TokenSource(
+        "tok-1",
+        site.issuers[0].iss,
+        "private_key_jwt",
+        authority.folder / "ca.pem",
+        key=tmp_path / "key.pem",
+    )
+    client = Eager(source)
+    client.connect(LOCAL, gateway.ports["password"])
+    client.loop_start()
+    try:
+        gateway.wait(client.is_connected, "a connection")
+        client.told.wait_for_publish(10)
+        assert client.told.is_published()
+    finally:
+        client.disconnect()
+        client.loop_stop()
     assert not list(gateway.audit())
 
 
