@@ -1464,7 +1464,8 @@ def _forbidden_will_dropped(target: Target, listener: Listener) -> Verdict:
                 return dies(topic)
         return dies(topic)
 
-    if not learns(target.own()):
+    # Who comes back before the broker has noticed the loss takes over, and the will is not sent.
+    if not any(learns(target.own()) for _ in range(_DEATHS)):
         return Verdict(False, "not even a permitted will arrived, so nothing was learnt")
     if arrived := learns(target.unwritable()):
         return Verdict(False, f"a forbidden will was delivered: {_said(arrived)}")

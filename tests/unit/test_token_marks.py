@@ -43,14 +43,16 @@ def test_a_host_apart_is_told_when_the_device_was_let_in_again(tmp_path: Path, s
             "hosts": {"apart": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}}
         },
     }
-    # This machine may be a token service: what is run is not there, and the failure says what it was.
-    nowhere = tmp_path / "no-such-command"
+    # This machine may be a token service: another command is run, which writes down how.
+    command, written = tmp_path / "command", tmp_path / "written"
+    command.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >{written}\nexit 7\n', encoding="ascii")
+    command.chmod(0o700)
     (tmp_path / "hosts.json").write_text(json.dumps(inventory), encoding="utf-8")
     (tmp_path / "play.yml").write_text(PLAY, encoding="utf-8")
     done = subprocess.run(
         [
             *(str(Path(sys.executable).parent / "ansible-playbook"), "-i", "hosts.json", "play.yml"),
-            *("-e", "device=nobody-at-all", "-e", "reason=superseded", "-e", f"__token_service_command={nowhere}"),
+            *("-e", "device=nobody-at-all", "-e", "reason=superseded", "-e", f"__token_service_command={command}"),
         ],
         cwd=tmp_path,
         env={
@@ -65,13 +67,5 @@ def test_a_host_apart_is_told_when_the_device_was_let_in_again(tmp_path: Path, s
         timeout=120,
     )
     assert done.returncode != 0
-    wanted = [
-        str(nowhere),
-        "revoke",
-        "--device",
-        "nobody-at-all",
-        "--reason",
-        "superseded",
-        *words,
-    ]
-    assert f'{" ".join(wanted)}"' in done.stdout, done.stdout + done.stderr
+    wanted = ["revoke", "--device", "nobody-at-all", "--reason", "superseded", *words]
+    assert written.read_text(encoding="utf-8").splitlines() == wanted, done.stdout + done.stderr
