@@ -262,8 +262,7 @@ def test_devices_come_and_go_while_all_others_stay_connected(  # noqa: PLR0915 -
         request.parent.mkdir(exist_ok=True)
         request.write_text(csr, encoding="ascii")
         try:
-            # One gateway after the other, as where a mistake would be dear.
-            result = lab.play("site.yml", *ENROL, "-e", "bednet_serial=1")
+            result = lab.play("site.yml", *ENROL)
         finally:
             request.unlink()
         assert "issued: temp-999, vib-998" in result.stdout
