@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A deployed lab as the tests see it: what each run of site.yml did.
 
-- :class:`Scenario`: a lab on which site.yml ran in check mode, for real, and again.
+- :class:`Scenario`: a lab on which site.yml ran in check mode (not always), for real, and again.
 - :func:`deploy`: make one of a lab with bare hosts.
 - :func:`forget_key_types`: what a lab's copy of the site needs before a CA may have other keys.
 - :func:`forget_tokens`: takes the token service out of a lab's copy of the site.
@@ -25,16 +25,28 @@ _TRACES = "dpkg -l mosquitto 2>&1; ls /etc/mosquitto /usr/local/lib/bednet 2>&1;
 
 @dataclass(frozen=True)
 class Scenario:
-    """A lab on which site.yml ran three times, and what each run did.
+    """A lab on which site.yml ran two or three times, and what each run did.
 
-    :ivar traces: what the check run left on the first gateway.
+    :ivar _check: what the check run did, if there was one.
+    :ivar traces: what it left on the first gateway.
     """
 
     lab: Lab
-    check: PlayResult
+    _check: PlayResult | None
     traces: str
     converge: PlayResult
     again: PlayResult
+
+    @property
+    def check(self) -> PlayResult:
+        """What the check run did, for a test that this lab was made for."""
+        assert self._check is not None, "this lab had no check run: mark the test as those that ask for it are"
+        return self._check
+
+    @property
+    def runs(self) -> tuple[PlayResult, ...]:
+        """All runs that there were."""
+        return (*(() if self._check is None else (self._check,)), self.converge, self.again)
 
     @property
     def ca_home(self) -> Path:
@@ -62,11 +74,12 @@ def forget_tokens(site: Path) -> None:
         (site / name).write_text(text[:begin] + rest, encoding="utf-8")
 
 
-def deploy(lab: Lab, *converge: str) -> Scenario:
+def deploy(lab: Lab, *converge: str, check: bool = True) -> Scenario:
     """Run site.yml on a lab with bare hosts: check, converge, again.
 
     :param converge: further arguments of ansible-playbook for the run that converges.
+    :param check: whether to begin with a check run.
     """
-    check = lab.play("site.yml", "--check")
+    checked = lab.play("site.yml", "--check") if check else None
     traces = lab.hosts["gateway-1"].exec(["sh", "-c", _TRACES]).stdout
-    return Scenario(lab, check, traces, lab.play("site.yml", *converge), lab.play("site.yml"))
+    return Scenario(lab, checked, traces, lab.play("site.yml", *converge), lab.play("site.yml"))

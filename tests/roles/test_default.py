@@ -67,6 +67,7 @@ def _all_started(lab: Lab) -> dict[str, str]:
 # --- check, converge, again
 
 
+@pytest.mark.full
 def test_check_mode_tells_what_it_would_do_on_fresh_hosts(deployment: Scenario) -> None:
     told = {(task["host"], task["task"].split(" : ")[-1]) for task in deployment.check.changed_tasks}
     assert ("authority", "Report what a real run would make on this fresh host") in told
@@ -75,6 +76,7 @@ def test_check_mode_tells_what_it_would_do_on_fresh_hosts(deployment: Scenario) 
         assert (gateway, "Report what a real run would configure on this fresh host") in told
 
 
+@pytest.mark.full
 def test_check_mode_changes_nothing_on_fresh_hosts(deployment: Scenario) -> None:
     assert "no packages found matching mosquitto" in deployment.traces
     assert deployment.traces.count("No such file") == 2
@@ -142,7 +144,7 @@ def test_private_keys_stay_where_they_were_made(lab: Lab, deployment: Scenario) 
     found = gateway.exec(["grep", "-rl", "PRIVATE KEY", "/etc/mosquitto", "/var/lib", "/usr/local"], check=False).stdout
     keys = [path for path in found.split() if not path.startswith("/var/lib/bednet-token-service/keys/")]
     assert keys == ["/etc/mosquitto/tls/server.key"]
-    for run in (deployment.check, deployment.converge, deployment.again):
+    for run in deployment.runs:
         assert "PRIVATE KEY" not in run.stdout
 
 
