@@ -316,6 +316,7 @@ def test_devices_come_and_go_while_all_others_stay_connected(  # noqa: PLR0915 -
     assert plant.password("energy-2").password != password.password
 
 
+@pytest.mark.full
 def test_a_devices_file_that_lost_its_lines_is_refused(lab: Lab, site_as_it_was: Path) -> None:
     devices = site_as_it_was / "devices.yml"
     text = devices.read_text(encoding="utf-8")
@@ -415,6 +416,7 @@ def test_a_run_for_one_gateway_and_the_ca_leaves_the_other_alone(lab: Lab) -> No
     assert _all_started(lab) == before
 
 
+@pytest.mark.full
 def test_a_file_that_no_running_broker_has_read_is_taken_up_by_the_next_run(lab: Lab) -> None:
     gateway = lab.hosts["gateway-1"]
     # What an interrupted run leaves: the file is in place, the broker was not told.
