@@ -143,17 +143,17 @@ class Connects(NamedTuple):
 
 
 def connects(
-    broker: Broker, count: int, *, resume: bool = False, tls12: bool = False, password: str | None = None
+    broker: Broker, count: int, *, resume: bool = False, tls12: bool = False, passwords: Sequence[str] = ()
 ) -> Connects:
-    """Connect again and again, as one device."""
+    """Connect again and again, as one device; the passwords are shown in turn."""
     client = broker.client(device(_CONNECTS), tls12=tls12)
-    client.password = password
     times, resumed = [], 0
     if resume:
         with client:
             client.session = _session(client)
     before = broker.cpu_s()
-    for _ in range(count):
+    for number in range(count):
+        client.password = passwords[number % len(passwords)] if passwords else None
         begin = time.perf_counter()
         with client:
             times.append(time.perf_counter() - begin)

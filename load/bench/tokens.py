@@ -3,7 +3,8 @@
 
 - The token service as the role sets it up, nginx in front, and oidc-provider (npm) behind the same nginx: CPU and time
   for one token, tokens a second, memory; beside the limit, which is the same handshake and one signature alone.
-- A broker with bednet's plugin: a connection with a certificate and a token beside one with the certificate alone.
+- A broker with bednet's plugin: a connection with a certificate and a token, new to the broker or the one of before,
+  beside one with the certificate alone.
 
 Each token is asked for on a connection of its own with a full handshake, as devices do that renew seldom.
 """
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 ISSUER, AUDIENCE = "https://tokens.bench:8443", "mqtts://bench"
 OURS, OIDC = "bednet's token service", "oidc-provider"
-WITHOUT, WITH = "a certificate", "a certificate and a token"
+WITHOUT, WITH, AGAIN = "a certificate", "a certificate and a new token", "a certificate and the same token again"
 #: The device that gets tokens and connects with them; as in :mod:`load.bench.measure`.
 DEVICE = device(30)
 TOKENS, HANDSHAKES, SIGNATURES = 40, 50, 500
@@ -337,7 +338,7 @@ def run(programs: Programs, rounds: int, scale: float) -> dict[str, object]:
     more_files()
     where = machine()
     services: dict[str, dict[str, list[float]]]
-    connections: dict[str, list[float]] = {WITHOUT: [], WITH: []}
+    connections: dict[str, list[float]] = {WITHOUT: [], WITH: [], AGAIN: []}
     limit: dict[str, list[float]] = {"handshake_ms": [], "handshake_wall_ms": [], "signature_ms": []}
     missing: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -374,12 +375,13 @@ def run(programs: Programs, rounds: int, scale: float) -> dict[str, object]:
             limit["handshake_ms"].append(handshake.cpu_ms)
             limit["handshake_wall_ms"].append(handshake.wall_ms)
             limit["signature_ms"].append(signature_ms(SIGNATURES))
-            passwords = {WITHOUT: None, WITH: token}
+            count = max(10, int(HANDSHAKES * scale))
             for _ in range(2):
-                # In turn, so that one drifts with the other.
-                for name in random.sample(list(passwords), 2):
-                    count = max(10, int(HANDSHAKES * scale))
-                    connections[name].append(connects(gateway, count, password=passwords[name]).cpu_ms)
+                # In turn, so that one drifts with the others.
+                new = [fronts[OURS].token() for _ in range(count)]
+                for name in random.sample(list(connections), len(connections)):
+                    passwords = {WITHOUT: [], WITH: new, AGAIN: [token]}[name]
+                    connections[name].append(connects(gateway, count, passwords=passwords).cpu_ms)
         for name, front in fronts.items():
             services[name]["memory_mb"] = [front.memory_bytes() / 1e6]
         refused = token_is_looked_at(gateway, token)
@@ -407,7 +409,7 @@ def token_is_looked_at(gateway: Gateway, token: str) -> str:
     raw[5] ^= 1
     false = f"{head}.{claims}.{base64.urlsafe_b64encode(raw).rstrip(b'=').decode()}"
     try:
-        connects(gateway, 1, password=false)
+        connects(gateway, 1, passwords=[false])
     except WireError as error:
         return str(error)
     raise WireError("the gateway takes a token with a false signature")

@@ -310,6 +310,8 @@ bool secret__nobodys_key(const uint8_t secret[SECRET_KEY_LEN], const char *ident
 #define TOKEN_KEYS 8 /* public keys that are kept ready for use */
 #define TOKEN_NONCE 8 /* bytes, of either side (RFC 9431, 2.2.4.2.2) */
 #define TOKEN_THUMBPRINT 32 /* bytes: SHA-256 of a certificate */
+#define TOKEN_SEEN 8192 /* signatures that need not be checked once more; a power of 2 */
+#define TOKEN_PRINT 32 /* bytes: SHA-256 of a token and the key that it was checked with */
 
 /* What a scope permits (RFC 9431, 2.3). */
 struct permission {
@@ -339,6 +341,7 @@ struct token {
 	uint64_t generation;
 };
 
+/* What makes checking tokens fast. None of it says that a token is good: only that this signature is this key's. */
 struct token_keys {
 	struct {
 		uint8_t *spki;
@@ -346,6 +349,7 @@ struct token_keys {
 		EVP_PKEY *key;
 	} entries[TOKEN_KEYS];
 	size_t next;
+	uint8_t (*seen)[TOKEN_PRINT]; /* TOKEN_SEEN of them, from the first token on */
 };
 
 /* What a token is asked about. */

@@ -654,6 +654,7 @@ void token__forget_keys(struct token_keys *keys)
 		free(keys->entries[i].spki);
 		EVP_PKEY_free(keys->entries[i].key);
 	}
+	free(keys->seen);
 	memset(keys, 0, sizeof(*keys));
 }
 
@@ -727,6 +728,57 @@ bool token__proven(EVP_PKEY *key, const uint8_t nonces[2 * TOKEN_NONCE], struct 
 }
 
 
+/* Of every byte of the token, and of the key: what was found right once is right again. */
+static bool print_of(const struct token *token, struct slice spki, uint8_t out[TOKEN_PRINT])
+{
+	EVP_MD_CTX *context = EVP_MD_CTX_new();
+	bool good;
+
+	/* The key is DER, which says its own length; and a token has no third dot. */
+	good = context && EVP_DigestInit_ex(context, EVP_sha256(), NULL) == 1
+			&& EVP_DigestUpdate(context, spki.at, spki.len) == 1
+			&& EVP_DigestUpdate(context, token->signed_part.at, token->signed_part.len) == 1
+			&& EVP_DigestUpdate(context, ".", 1) == 1
+			&& EVP_DigestUpdate(context, token->signature.at, token->signature.len) == 1
+			&& EVP_DigestFinal_ex(context, out, NULL) == 1;
+	EVP_MD_CTX_free(context);
+	return good;
+}
+
+
+/* The signature of a token, by a key of the store. A device that lost its connection comes back with the token that it has,
+ * and after an outage all of them do at once: then this costs a hash instead of a signature. */
+static enum reason check_signature(const struct token *token, const struct key_record *key, struct token_keys *keys)
+{
+	uint8_t print[TOKEN_PRINT], (*seen)[TOKEN_PRINT] = NULL;
+	EVP_PKEY *parsed;
+
+	if(!print_of(token, key->spki, print)){
+		return REASON_INTERNAL;
+	}
+	if(keys->seen == NULL){
+		keys->seen = calloc(TOKEN_SEEN, sizeof(*keys->seen)); /* without it all signatures are checked */
+	}
+	if(keys->seen){
+		seen = &keys->seen[((size_t)print[0] << 8 | print[1]) % TOKEN_SEEN];
+		if(memcmp(*seen, print, sizeof(print)) == 0){
+			return REASON_NONE;
+		}
+	}
+	parsed = find_key(keys, key->spki);
+	if(parsed == NULL){
+		return REASON_STORE;
+	}
+	if(!signature_ok(parsed, key->algorithm, token->signed_part, token->signature)){
+		return REASON_TOKEN_SIGNATURE;
+	}
+	if(seen){
+		memcpy(*seen, print, sizeof(print));
+	}
+	return REASON_NONE;
+}
+
+
 /* ---- all of it ---- */
 
 static enum reason check_key(struct token *token, const struct header *header, const uint8_t issuer[STORE_ISSUER_KEY],
@@ -762,7 +814,6 @@ static enum reason check_claims(struct token *token, const struct header *header
 	struct device_record device;
 	struct times times;
 	enum reason reason;
-	EVP_PKEY *parsed;
 
 	if(!json_is_object(claims)){
 		return REASON_TOKEN_MALFORMED;
@@ -807,12 +858,9 @@ static enum reason check_claims(struct token *token, const struct header *header
 		return reason;
 	}
 	if(!token->verified){
-		parsed = find_key(question->keys, key.spki);
-		if(parsed == NULL){
-			return REASON_STORE;
-		}
-		if(!signature_ok(parsed, key.algorithm, token->signed_part, token->signature)){
-			return REASON_TOKEN_SIGNATURE;
+		reason = check_signature(token, &key, question->keys);
+		if(reason != REASON_NONE){
+			return reason;
 		}
 		token->verified = true;
 		/* What is left of it in memory lets nobody in. */

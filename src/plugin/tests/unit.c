@@ -1223,6 +1223,62 @@ static void test_tokens(void)
 }
 
 
+static bool is_seen(const struct token_keys *cache)
+{
+	return cache->entries[0].key == NULL; /* no key was needed to check it */
+}
+
+
+/* A token that comes again is not checked for its signature again, and whatever differs from it by a bit is. */
+static void test_signatures_that_were_seen(void)
+{
+	struct writer writer = write_store();
+	struct store store;
+	struct token_keys cache = {0};
+	uint8_t (*seen)[TOKEN_PRINT];
+	struct bytes key, name = {.len = 0};
+	char text[512], good[4096], other[4096], *dot;
+	EVP_PKEY *another;
+
+	CHECK(store__open(&store, folder, text, sizeof(text)));
+	strcpy(good, a_token("tok-1", TOKEN_TIME + 10, SCOPE));
+	dot = strrchr(good, '.');
+	/* One that was refused is refused again. */
+	strcpy(other, good);
+	other[dot - good + 1] = dot[1] == 'A' ? 'B' : 'A';
+	CHECK(reason_of(&store, &cache, other) == REASON_TOKEN_SIGNATURE && reason_of(&store, &cache, other) == REASON_TOKEN_SIGNATURE);
+	CHECK(reason_of(&store, &cache, good) == REASON_NONE && !is_seen(&cache));
+	/* Keep what was seen, and nothing else. */
+	seen = cache.seen;
+	cache.seen = NULL;
+	token__forget_keys(&cache);
+	cache.seen = seen;
+	CHECK(reason_of(&store, &cache, good) == REASON_NONE && is_seen(&cache));
+	/* The good one's signature under other claims, and another signature under its own. */
+	CHECK(reason_of(&store, &cache, other) == REASON_TOKEN_SIGNATURE && !is_seen(&cache));
+	strcpy(other, a_token("tok-1", TOKEN_TIME + 11, SCOPE));
+	strcpy(strrchr(other, '.'), dot);
+	CHECK(reason_of(&store, &cache, other) == REASON_TOKEN_SIGNATURE);
+	/* All else is looked at as ever. */
+	CHECK(reason_of(&store, &cache, good) == REASON_NONE);
+	write_begin(&writer);
+	another = EVP_EC_gen("P-256"); /* the key of that name is another one now */
+	CHECK(another);
+	key = a_key(another, "1");
+	key.at[1] = ALGORITHM_ES256;
+	EVP_PKEY_free(another);
+	put_hash(&name, ISS, strlen(ISS), 8);
+	put_hash(&name, "1", 1, 8);
+	write_record(&writer, "keys", name.at, name.len, key.at, key.len);
+	write_commit(&writer);
+	CHECK(reason_of(&store, &cache, good) == REASON_TOKEN_SIGNATURE);
+	token__forget_keys(&cache);
+	store__close(&store);
+	mdb_env_close(writer.env);
+	remove_store();
+}
+
+
 static void test_messages_of_enhanced_authentication(void)
 {
 	static const struct {
@@ -1657,6 +1713,7 @@ int main(void)
 	test_base64url();
 	test_cut_records_of_issuers_do_not_parse();
 	test_tokens();
+	test_signatures_that_were_seen();
 	test_messages_of_enhanced_authentication();
 	test_challenges();
 	test_sessions_with_tokens();
