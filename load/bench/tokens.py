@@ -129,7 +129,7 @@ class TokenService(App):
         site = self.folder / "site.jsonl"
         site.write_text("".join(site_with_tokens()))
         self._tool("migrate")
-        self._tool("apply", str(site), given='{"client_secrets": {}, "public_keys": {}, "revoked_serials": {}}')
+        self._tool("apply", str(site), given='{"client_secrets": {}, "certificates": {}, "revoked_serials": {}}')
         self._tool("rotate", "--if-none")
 
     def keys(self) -> str:

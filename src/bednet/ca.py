@@ -1107,24 +1107,22 @@ def _crl_number(store: Store) -> int | None:
 def _for_token_service(store: Store, authority: Authority, assertions: Iterable[str], now: datetime) -> Json:
     """Return what the token service knows devices by.
 
-    :param assertions: the devices that sign their requests (private_key_jwt): it gets the keys of their certificates,
-        the one that lasts longest first, as PEM. A device whose new bundle is still under way uses the older key.
+    :param assertions: the devices that sign their requests (private_key_jwt): it gets their certificates, the one that
+        lasts longest first, as PEM. A device whose new bundle is still under way uses the older key. Certificates, not
+        keys: a key is good for as long as its certificate is, and no longer than until that is revoked.
     """
-    keys: dict[str, str] = {}
+    certificates: dict[str, str] = {}
     for name in assertions:
         pems = [
-            x509.load_pem_x509_certificate(entry.pem.encode())
-            .public_key()
-            .public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-            .decode()
+            entry.pem
             for entry in store.of(name, "device")
             if entry.pem and entry.reason is None and entry.issuer == authority.id and not entry.expired(now)
         ]
         if pems:
-            keys[name] = "".join(dict.fromkeys(pems))
+            certificates[name] = "".join(pems)
     return {
         "client_secrets": store.client_secrets,
-        "public_keys": keys,
+        "certificates": certificates,
         "crl_number": _crl_number(store),
         "revoked_serials": _revoked_serials(store, now),
     }

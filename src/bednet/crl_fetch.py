@@ -12,7 +12,7 @@ looked at once more, with ``--file -``, before it reaches the broker): it goes o
 
 :func:`accept` is the decision; everything around it reads and writes files. With ``--serials`` it says what the list in
 use says, as ``bednet-store crl`` wants it: the broker looks at the file in handshakes, and its plugin, which ends
-sessions that are open, at the store.
+sessions that are open, at the store. A token service has no such file, and is told the same.
 """
 
 from __future__ import annotations
@@ -178,13 +178,15 @@ def main(argv: list[str] | None = None) -> int:
     source.add_argument("--file", choices=["-"], help="read it from standard input instead")
     source.add_argument("--serials", action="store_true", help="fetch nothing; say as JSON what the list in use says")
     parser.add_argument("--ca", required=True, type=Path, help="the site's CA certificates, PEM")
-    parser.add_argument("--present", required=True, type=Path, help="the list in use")
+    parser.add_argument("--present", required=True, type=Path, help="the list in use; with --serials -: on stdin")
     parser.add_argument("--output", type=Path, help="where the list to use is written, PEM; -: on stdout")
     args = parser.parse_args(argv)
     if (args.output is None) is not args.serials:
         parser.error("argument --output: goes with --url and --file, and with nothing else")
     if args.serials:
         return _say_serials(args.present, args.ca)
+    if args.present == Path("-"):
+        parser.error("argument --present: - goes with --serials only")
     try:
         present = args.present.read_bytes() if args.present.exists() else None
         fetched = fetch(args.url) if args.url else _read(sys.stdin.buffer)
@@ -208,9 +210,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _say_serials(present: Path, ca: Path) -> int:
     try:
-        told = serials(present.read_bytes(), ca=ca.read_bytes())
+        data = _read(sys.stdin.buffer) if present == Path("-") else present.read_bytes()
+        told = serials(data, ca=ca.read_bytes())
     except (RefusedError, OSError) as exc:
-        sys.stderr.write(f"The list {present} is not told to the store: {exc}. The store keeps what it has.\n")
+        sys.stderr.write(f"The list {present} is not handed on: {exc}. What was known before stays.\n")
         return 1
     sys.stdout.write(json.dumps(told) + "\n")
     sys.stdout.flush()

@@ -170,6 +170,7 @@ def test_exposure_of_every_unit_is_low(lab: Lab, host: str, unit: str, limit: fl
         ("authority", "bednet-ca-crl.timer"),
         ("gateway-1", "bednet-crl-fetch.timer"),
         ("gateway-2", "bednet-crl-fetch.timer"),
+        ("gateway-1", "bednet-token-crl.timer"),
     ],
 )
 def test_the_list_of_revoked_certificates_is_kept_fresh_by_timers(lab: Lab, host: str, timer: str) -> None:

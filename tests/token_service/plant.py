@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import functools
 import hashlib
 import json
 import socket
@@ -101,12 +102,15 @@ def compiled(devices: list[dict[str, Any]] | None = None, **changes: Any) -> lis
 _KEY = ec.generate_private_key(ec.SECP256R1())
 
 
-def certificate(subject: str, serial: int = 4711, key: Any = _KEY) -> x509.Certificate:
+_DAY = dt.timedelta(days=1)
+
+
+def certificate(subject: str, serial: int = 4711, key: Any = _KEY, end: int = START + 90 * 86_400) -> x509.Certificate:
     """Make a certificate; that it is the CA's is nginx's to find out."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
-    day = dt.datetime(2027, 1, 1, tzinfo=dt.UTC)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), serial, day, day + dt.timedelta(days=90))
-    return builder.sign(key, hashes.SHA256())
+    last = dt.datetime.fromtimestamp(end, dt.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), serial, last - 100 * _DAY, last)
+    return builder.sign(_KEY, hashes.SHA256())
 
 
 def pem(made: x509.Certificate) -> str:
@@ -174,7 +178,7 @@ class Plant:
         """Return what the CA hands over."""
         return {
             "client_secrets": {device: secret_hash(secret) for device, secret in SECRETS.items()},
-            "public_keys": {"pump-1": pem_of(self.pump_key)},
+            "certificates": {"pump-1": certified(self.pump_key)},
             "revoked_serials": {},
         }
 
@@ -269,10 +273,10 @@ class Plant:
         return next((str(line["reason"]) for line in reversed(self.lines()) if "reason" in line), "nothing was refused")
 
 
-def pem_of(key: Any) -> str:
-    """Return the public part of a private key as the CA hands it over."""
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    return str(key.public_key().public_bytes(serialization.Encoding.PEM, form).decode())
+@functools.cache
+def certified(key: Any, device: str = "pump-1", **how: Any) -> str:
+    """Return the certificate of a private key as the CA hands it over; `how` is for :func:`certificate`."""
+    return certificate(device, key=key, **how).public_bytes(serialization.Encoding.PEM).decode()
 
 
 def claims_of(response: TestResponse) -> dict[str, Any]:

@@ -33,7 +33,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from bednet.token_service import config, jose, tool
-from tests.token_service.plant import GATEWAY, SECRETS, SITE_AUDIENCE, compiled, pem, secret_hash, thumbprint
+from tests.token_service.plant import (
+    GATEWAY,
+    SECRETS,
+    SITE_AUDIENCE,
+    certified,
+    compiled,
+    pem,
+    secret_hash,
+    thumbprint,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -217,13 +226,10 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     }
     (folder / "config.json").write_text(json.dumps(settings))
     pump_key = ec.generate_private_key(ec.SECP256R1())
-    public = pump_key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
     (folder / "compiled").write_text("".join(compiled(issuer=issuer)))
     secrets = {
         "client_secrets": {"meter-1": secret_hash(SECRETS["meter-1"])},
-        "public_keys": {"pump-1": public.decode()},
+        "certificates": {"pump-1": certified(pump_key, end=int(time.time()) + 3600)},
         "revoked_serials": {},
     }
     work = tool.Tool(config.load(folder / "config.json"), int(time.time()))
@@ -391,12 +397,9 @@ def test_revoked_certificate_is_refused_by_the_service(deployed: Deployed) -> No
     body = EDGE.replace("edge-1", "edge-2")
     assert deployed.post("/token", body, files)[0] == 200
     work = tool.Tool(config.load(deployed.folder / "config.json"), int(time.time()))
-    public = deployed.pump_key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
     secrets = {
         "client_secrets": {"meter-1": secret_hash(SECRETS["meter-1"])},
-        "public_keys": {"pump-1": public.decode()},
+        "certificates": {"pump-1": certified(deployed.pump_key, end=int(time.time()) + 3600)},
         "revoked_serials": {f"{deployed.ca.made['edge-2'].serial_number:X}": "superseded"},
     }
     work.apply(deployed.folder / "compiled", secrets, check=False)

@@ -20,7 +20,7 @@ import pytest
 import sqlalchemy as sa
 
 from bednet.token_service import keys
-from bednet.token_service.database import Database, devices, tokens
+from bednet.token_service.database import SCHEMA, Database, devices, tokens
 from bednet.token_service.migrations import upgrade
 from tests.token_service.conftest import settings_of
 from tests.token_service.plant import START, Clock, Plant, claims_of, header_of, refused
@@ -141,8 +141,8 @@ def plants(server: Server, tmp_path: Path, pump_key: ec.EllipticCurvePrivateKey)
     with first.engine.begin() as connection:
         connection.execute(sa.text("DROP SCHEMA public CASCADE"))
         connection.execute(sa.text("CREATE SCHEMA public"))
-    assert upgrade(first) == (None, "0001")
-    assert upgrade(found[1].database) == ("0001", "0001")
+    assert upgrade(first) == (None, SCHEMA)
+    assert upgrade(found[1].database) == (SCHEMA, SCHEMA)
     found[0].apply()
     for plant in found:
         plant.rotate()
@@ -190,7 +190,7 @@ def test_instances_that_are_deployed_at_once_take_turns(plants: list[Plant]) -> 
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(migrated, key=str) == ["0001", None]
+    assert sorted(migrated, key=str) == [SCHEMA, None]
     assert sorted(applied) == [False, True]
 
 

@@ -11,14 +11,14 @@ import pytest
 from cryptography.hazmat.primitives import hashes, hmac, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
-from bednet.token_service import jose, revocation
+from bednet.token_service import jose, revocation, site
 from tests.token_service.plant import (
     GATEWAY,
     ISSUER,
     SITE_AUDIENCE,
     START,
+    certified,
     claims_of,
-    pem_of,
     refused,
     thumbprint,
 )
@@ -292,7 +292,7 @@ def test_client_id_beside_the_assertion_must_be_the_same_section_4_2_of_rfc_7521
 )
 def test_every_kind_of_key_that_the_ca_certifies_works(plant: Plant, make: Callable[[], Any]) -> None:
     key = make()
-    plant.apply(public_keys={"pump-1": pem_of(key)})
+    plant.apply(certificates={"pump-1": certified(key)})
     if isinstance(key, rsa.RSAPrivateKey):
         signed = f"{encoded({'alg': 'PS256'})}.{encoded(plant.claims())}"
         pss = padding.PSS(padding.MGF1(hashes.SHA256()), 32)
@@ -312,7 +312,7 @@ def test_every_kind_of_key_that_the_ca_certifies_works(plant: Plant, make: Calla
 def test_former_key_works_until_the_device_has_its_new_bundle(plant: Plant) -> None:
     new = ec.generate_private_key(ec.SECP256R1())
     former = plant.pump_key
-    plant.apply(public_keys={"pump-1": pem_of(new) + pem_of(former)})
+    plant.apply(certificates={"pump-1": certified(new) + certified(former)})
     for key in (former, new):
         assert claims_of(plant.token_by_assertion(plant.assertion(key=key)))["cnf"] == {
             "jwk": jose.public_jwk(key.public_key())
@@ -321,14 +321,45 @@ def test_former_key_works_until_the_device_has_its_new_bundle(plant: Plant) -> N
     refused(
         plant, plant.token_by_assertion(plant.assertion(key=stranger)), "invalid_client", "assertion-signature", 401
     )
-    plant.apply(public_keys={"pump-1": pem_of(new)})
+    plant.apply(certificates={"pump-1": certified(new)})
     refused(plant, plant.token_by_assertion(plant.assertion(key=former)), "invalid_client", "assertion-signature", 401)
+
+
+def test_key_of_a_certificate_that_the_ca_revoked_is_refused(plant: Plant) -> None:
+    new, former = ec.generate_private_key(ec.SECP256R1()), plant.pump_key
+    plant.apply(certificates={"pump-1": certified(new, serial=0xAB12) + certified(former, serial=0xCD)})
+    site.add_serials(plant.database, {"crl_number": 7, "revoked_serials": {"00AB12": "keyCompromise"}})
+    refused(plant, plant.token_by_assertion(plant.assertion(key=new)), "invalid_client", "certificate-revoked", 401)
+    assert plant.token_by_assertion(plant.assertion(key=former)).status_code == 200
+    stranger = ec.generate_private_key(ec.SECP256R1())
+    refused(
+        plant, plant.token_by_assertion(plant.assertion(key=stranger)), "invalid_client", "assertion-signature", 401
+    )
+
+
+def test_key_that_was_certified_twice_is_good_while_one_of_the_certificates_is(plant: Plant) -> None:
+    """A device that renews with the key that it has: the CA revokes the older certificate, as superseded."""
+    pems = [certified(plant.pump_key, serial=serial, end=plant.clock.now + serial) for serial in (20, 10)]
+    plant.apply(certificates={"pump-1": "".join(pems)}, revoked_serials={"a": "superseded"})
+    assert plant.token_by_assertion().status_code == 200
+    plant.apply(certificates={"pump-1": "".join(pems)}, revoked_serials={"14": "superseded"})
+    assert plant.token_by_assertion().status_code == 200
+    plant.clock.now += 11  # the one that is left has run out
+    refused(plant, plant.token_by_assertion(), "invalid_client", "certificate-expired", 401)
+
+
+def test_key_is_good_up_to_the_last_second_of_its_certificate(plant: Plant) -> None:
+    plant.apply(certificates={"pump-1": certified(plant.pump_key, end=plant.clock.now + 100)})
+    plant.clock.now += 100
+    assert plant.token_by_assertion().status_code == 200
+    plant.clock.now += 1
+    refused(plant, plant.token_by_assertion(), "invalid_client", "certificate-expired", 401)
 
 
 def test_former_key_may_be_of_another_kind(plant: Plant) -> None:
     """The algorithm of neither key is taken for the other's."""
     new, former = ed25519.Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP384R1())
-    plant.apply(public_keys={"pump-1": pem_of(new) + pem_of(former)})
+    plant.apply(certificates={"pump-1": certified(new) + certified(former)})
     for key in (former, new):
         assert plant.token_by_assertion(plant.assertion(key=key)).status_code == 200
     other = ec.generate_private_key(ec.SECP256R1())
@@ -338,12 +369,12 @@ def test_former_key_may_be_of_another_kind(plant: Plant) -> None:
 
 
 def test_former_key_of_the_device_is_refused(plant: Plant) -> None:
-    plant.apply(public_keys={"pump-1": pem_of(ec.generate_private_key(ec.SECP256R1()))})
+    plant.apply(certificates={"pump-1": certified(ec.generate_private_key(ec.SECP256R1()))})
     refused(plant, plant.token_by_assertion(), "invalid_client", "assertion-signature", 401)
 
 
 def test_device_whose_key_the_ca_has_not_handed_over_is_refused(plant: Plant) -> None:
-    plant.apply(public_keys={})
+    plant.apply(certificates={})
     refused(plant, plant.token_by_assertion(), "invalid_client", "no-key-known", 401)
 
 

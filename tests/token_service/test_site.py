@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from bednet.token_service import site
-from bednet.token_service.database import devices
+from bednet.token_service.database import devices, revoked_serials
 from tests.token_service.plant import DEVICES, ISSUER, START, compiled, refused, secret_hash
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def test_check_changes_nothing(plant: Plant) -> None:
 
 
 def test_missing_and_unused_secrets_are_named(plant: Plant) -> None:
-    answer = plant.apply(client_secrets={"edge-1": secret_hash("x")}, public_keys={})
+    answer = plant.apply(client_secrets={"edge-1": secret_hash("x")}, certificates={})
     assert answer["without_secret"] == ["hmi-1", "meter-1", "pump-1"]
     assert answer["unused_secrets"] == []
     assert plant.apply(client_secrets={"nobody": secret_hash("x")})["unused_secrets"] == ["nobody"]
@@ -150,17 +150,20 @@ def test_site_whose_brokers_would_refuse_our_tokens_is_refused(
     [
         (None, "must be a JSON object with"),
         ([], "must be a JSON object with"),
-        ({"client_secrets": {}, "public_keys": {}}, "must be a JSON object with"),
-        ({"client_secrets": {}, "public_keys": {}, "revoked_serials": {}, "x": {}}, "must be a JSON object with"),
-        ({"client_secrets": [], "public_keys": {}, "revoked_serials": {}}, "object of strings"),
-        ({"client_secrets": {"a": 1}, "public_keys": {}, "revoked_serials": {}}, "object of strings"),
-        ({"client_secrets": {"a": "plain"}, "public_keys": {}, "revoked_serials": {}}, r"the form \$7\$"),
-        ({"client_secrets": {"a": "$7$20000$YQ==$YQ=="}, "public_keys": {}, "revoked_serials": {}}, "10000 iterations"),
-        ({"client_secrets": {"a": "$7$1$YQ==$YQ=="}, "public_keys": {}, "revoked_serials": {}}, "no hash of 64"),
-        ({"client_secrets": {}, "public_keys": {"a": "x"}, "revoked_serials": {}}, "no public key in PEM"),
-        ({"client_secrets": {}, "public_keys": {}, "revoked_serials": {"xyz": "superseded"}}, "cannot be"),
-        ({"client_secrets": {}, "public_keys": {}, "revoked_serials": {"AB": "x"}}, "cannot be"),
-        ({"client_secrets": {}, "public_keys": {}, "revoked_serials": {}, "crl_number": "7"}, "whole number"),
+        ({"client_secrets": {}, "certificates": {}}, "must be a JSON object with"),
+        ({"client_secrets": {}, "certificates": {}, "revoked_serials": {}, "x": {}}, "must be a JSON object with"),
+        ({"client_secrets": [], "certificates": {}, "revoked_serials": {}}, "object of strings"),
+        ({"client_secrets": {"a": 1}, "certificates": {}, "revoked_serials": {}}, "object of strings"),
+        ({"client_secrets": {"a": "plain"}, "certificates": {}, "revoked_serials": {}}, r"the form \$7\$"),
+        (
+            {"client_secrets": {"a": "$7$20000$YQ==$YQ=="}, "certificates": {}, "revoked_serials": {}},
+            "most 10000",
+        ),
+        ({"client_secrets": {"a": "$7$1$YQ==$YQ=="}, "certificates": {}, "revoked_serials": {}}, "no hash of 64"),
+        ({"client_secrets": {}, "certificates": {"a": "x"}, "revoked_serials": {}}, "no certificate in PEM"),
+        ({"client_secrets": {}, "certificates": {}, "revoked_serials": {"xyz": "superseded"}}, "cannot be"),
+        ({"client_secrets": {}, "certificates": {}, "revoked_serials": {"AB": "x"}}, "cannot be"),
+        ({"client_secrets": {}, "certificates": {}, "revoked_serials": {}, "crl_number": "7"}, "whole number"),
     ],
 )
 def test_unsound_secrets_are_refused_and_not_shown(plant: Plant, secrets: Any, message: str) -> None:
@@ -224,3 +227,66 @@ def test_ten_thousand_devices_are_applied_and_changed(make_plant: Callable[..., 
     assert plant.apply(compiled(rows))["added"] == 10_000
     assert plant.apply(compiled(rows))["changed"] is False
     assert plant.apply(compiled(rows[1:]))["removed"] == 1
+
+
+def _serials_of(plant: Plant) -> dict[str, str]:
+    with plant.database.reading() as connection:
+        return {row.serial: row.reason for row in connection.execute(sa.select(revoked_serials))}
+
+
+def test_list_of_the_ca_only_adds(plant: Plant) -> None:
+    """What is no longer on it has run out, or the list is another's: taking away is for a roll-out."""
+    plant.apply(revoked_serials={"0A": "superseded"}, crl_number=4)
+    added = site.add_serials(plant.database, {"crl_number": 5, "revoked_serials": {"00B": "keyCompromise"}})
+    assert added == {"changed": True, "revoked_serials": 1, "older_crl": False, "crl_number": 5}
+    assert _serials_of(plant) == {"a": "superseded", "b": "keyCompromise"}
+    changed = site.add_serials(plant.database, {"crl_number": 6, "revoked_serials": {"0A": "keyCompromise"}})
+    assert changed == {"changed": True, "revoked_serials": 1, "older_crl": False, "crl_number": 6}
+    again = site.add_serials(plant.database, {"crl_number": 7, "revoked_serials": {"0A": "keyCompromise"}})
+    assert again == {"changed": False, "revoked_serials": 0, "older_crl": False, "crl_number": 7}
+    assert _serials_of(plant) == {"a": "keyCompromise", "b": "keyCompromise"}
+
+
+@pytest.mark.parametrize(("number", "older"), [(6, True), (7, False)])
+def test_list_of_the_ca_that_was_seen_or_is_older_says_nothing_new(plant: Plant, number: int, older: bool) -> None:
+    plant.apply(crl_number=7)
+    told = site.add_serials(plant.database, {"crl_number": number, "revoked_serials": {"C": "superseded"}})
+    assert told == {"changed": False, "revoked_serials": 0, "older_crl": older, "crl_number": 7}
+    assert _serials_of(plant) == {}
+
+
+def test_roll_out_that_began_before_a_list_was_fetched_brings_no_certificate_back(plant: Plant) -> None:
+    plant.apply(crl_number=7)
+    site.add_serials(plant.database, {"crl_number": 8, "revoked_serials": {"C": "superseded"}})
+    assert plant.apply(crl_number=7)["older_crl"] is True
+    assert _serials_of(plant) == {"c": "superseded"}
+    assert plant.apply(crl_number=8, revoked_serials={"D": "superseded"})["older_crl"] is False
+    assert _serials_of(plant) == {"d": "superseded"}
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (None, "not crl_number and revoked_serials"),
+        ({"revoked_serials": {}}, "not crl_number and revoked_serials"),
+        ({"crl_number": 1, "revoked_serials": {}, "more": 1}, "not crl_number and revoked_serials"),
+        ({"crl_number": None, "revoked_serials": {}}, "crl_number must be a whole number"),
+        ({"crl_number": True, "revoked_serials": {}}, "crl_number must be a whole number"),
+        ({"crl_number": -1, "revoked_serials": {}}, "crl_number must be a whole number"),
+        ({"crl_number": 1, "revoked_serials": ["A"]}, "must be a JSON object of strings"),
+        ({"crl_number": 1, "revoked_serials": {"A": 1}}, "must be a JSON object of strings"),
+        ({"crl_number": 1, "revoked_serials": {"xyz": "superseded"}}, "'xyz' with the reason 'superseded' cannot be"),
+        ({"crl_number": 1, "revoked_serials": {"A": "x"}}, "'A' with the reason 'x' cannot be"),
+    ],
+)
+def test_list_of_the_ca_that_is_none_is_refused(plant: Plant, told: Any, message: str) -> None:
+    with pytest.raises(site.Refused, match=message):
+        site.add_serials(plant.database, told)
+    assert _serials_of(plant) == {}
+
+
+def test_certificate_on_a_list_of_the_ca_opens_nothing(plant: Plant) -> None:
+    assert plant.token("edge-1").status_code == 200
+    serial = f"{plant.certificate('edge-1').serial_number:040X}"
+    site.add_serials(plant.database, {"crl_number": 1, "revoked_serials": {serial: "keyCompromise"}})
+    refused(plant, plant.token("edge-1"), "invalid_client", "certificate-revoked", 401)

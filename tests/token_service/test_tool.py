@@ -9,15 +9,18 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as sa
 
 from bednet.token_service import config, tool
+from bednet.token_service.database import SCHEMA, Database, devices
+from bednet.token_service.migrations import upgrade
 from tests.token_service.plant import GATEWAY, ISSUER, SITE_AUDIENCE, compiled, secret_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-NO_SECRETS: dict[str, Any] = {"client_secrets": {}, "public_keys": {}, "revoked_serials": {}}
+NO_SECRETS: dict[str, Any] = {"client_secrets": {}, "certificates": {}, "revoked_serials": {}}
 SECONDS = 1_800_000_000
 
 
@@ -93,6 +96,37 @@ def test_before_the_migration_every_command_says_what_is_missing(run: Run) -> No
     for command in (["rotate"], ["keys"], ["activate"], ["purge"], ["revoke", "--device", "edge-1"]):
         assert "no such table" in run(*command, status=1)
     assert run("status", status=1)["problems"]
+
+
+def test_list_of_the_ca_is_taken_over(deployed: Run) -> None:
+    told = {"crl_number": 3, "revoked_serials": {"AB": "superseded"}}
+    first, second = (deployed("crl", stdin=json.dumps(told)) for _ in range(2))
+    assert first == {"changed": True, "revoked_serials": 1, "older_crl": False, "crl_number": 3}
+    assert second == {"changed": False, "revoked_serials": 0, "older_crl": False, "crl_number": 3}
+    assert deployed("status")["crl_number"] == 3
+
+
+def test_list_of_the_ca_that_did_not_come_is_refused(deployed: Run) -> None:
+    """The unit hands on nothing at all where what was fetched is not the CA's."""
+    assert "stdin is not JSON" in deployed("crl", stdin="", status=1)
+    assert "not crl_number and revoked_serials" in deployed("crl", stdin="{}", status=1)
+    assert deployed("status")["crl_number"] is None
+
+
+def test_database_of_an_older_schema_is_brought_to_the_newest_and_loses_nothing_else(run: Run) -> None:
+    database = Database(f"sqlite:///{run.folder}/tokens.db")
+    upgrade(database, "0001")
+    row = {"id": "pump-1", "profile": "p", "placeholders": "[]", "certificate": False, "public_key": "PEM", "until": 5}
+    with database.writing() as connection:
+        connection.execute(sa.text(f"INSERT INTO devices ({', '.join(row)}) VALUES (:{', :'.join(row)})"), row)  # noqa: S608
+    assert run("status", status=1)["problems"]
+    assert run("migrate") == {"changed": True, "before": "0001", "schema": SCHEMA}
+    with database.reading() as connection:
+        found = connection.execute(sa.select(devices)).mappings().one()
+    database.close()
+    # A bare key could be of a certificate that is revoked; the site brings certificates.
+    assert (found["id"], found["until"], found["certificates"]) == ("pump-1", 5, None)
+    assert run.apply()["changed_devices"] == 1
 
 
 def test_keys_are_rotated_distributed_and_activated(deployed: Run) -> None:

@@ -407,7 +407,8 @@ def test_the_service_is_small(tokens: Tokens, measured: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["bednet-token-service", "bednet-token-nginx", "bednet-token-purge", "bednet-token-fetch"]
+    "unit",
+    ["bednet-token-service", "bednet-token-nginx", "bednet-token-purge", "bednet-token-crl", "bednet-token-fetch"],
 )
 def test_exposure_of_every_unit_is_low(tokens: Tokens, unit: str) -> None:
     told = tokens.host.exec(["systemd-analyze", "security", "--no-pager", f"{unit}.service"]).stdout

@@ -17,11 +17,10 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from bednet import ca
-from bednet.token_service import clients, site
+from bednet.token_service import certified, clients, site
 from tests.token_service.conftest import settings_of
 from tests.token_service.plant import compiled
 from tests.unit.ca_home import START, Home, make_csr, make_home
@@ -116,11 +115,10 @@ def test_each_server_is_told_what_it_needs_and_nothing_else(home: Home) -> None:
     home.sync(devices, NOW)
     service = home.run("sign-server", ask(private_key_jwt=["edge-2"]), NOW)
     assert set(service["client_secrets"]) == {"edge-1"}
-    assert set(service["public_keys"]) == {"edge-2"}
-    key = x509.load_pem_x509_certificate(read(home, "edge-2", "certificate.pem").encode()).public_key()
-    assert _print(load_pem_public_key(service["public_keys"]["edge-2"].encode())) == _print(key)
+    assert set(service["certificates"]) == {"edge-2"}
+    assert read(home, "edge-2", "certificate.pem").startswith(service["certificates"]["edge-2"])
     gateway = home.run("sign-server", _gateway(), NOW)
-    assert not {"client_secrets", "public_keys"} & set(gateway)
+    assert not {"client_secrets", "certificates"} & set(gateway)
     assert set(gateway["passwords"]) == {"meter-1", "bednet-probe"}
     assert service["revoked_serials"] == gateway["revoked_serials"] != {}
 
@@ -204,9 +202,8 @@ def test_a_renewed_device_may_sign_with_either_key_until_the_older_one_ends(home
     asked = ask(private_key_jwt=["edge-1"])
 
     def keys(now: Any) -> list[str]:
-        told = home.run("sign-server", asked, now)["public_keys"]["edge-1"]
-        end = "-----END PUBLIC KEY-----\n"
-        return [_print(load_pem_public_key((part + end).encode())) for part in told.split(end) if part]
+        told = home.run("sign-server", asked, now)["certificates"]["edge-1"]
+        return [_print(one.key) for one in certified.load("edge-1", told)]
 
     wanted = [_print(x509.load_pem_x509_certificate(pem.encode()).public_key()) for pem in (second, first)]
     assert keys(later) == wanted
@@ -221,7 +218,7 @@ def test_a_revoked_device_is_unknown_to_the_token_service(home: Home, method: st
     assert done["changed"]
     assert done["withdrawn"] == (["edge-1"] if method == "client_secret_basic" else [])
     told = home.run("sign-server", ask(private_key_jwt=["edge-1", "edge-2"]), NOW)
-    assert set(told["client_secrets"] | told["public_keys"]) == {"edge-2"}
+    assert set(told["client_secrets"] | told["certificates"]) == {"edge-2"}
     assert not (home.path / "bundles/edge-1").exists()
 
 

@@ -259,12 +259,15 @@ def test_what_is_handed_on_is_decided_upon_once_more(authority: Authority, tmp_p
         assert why in told.stderr
 
 
-def _serials(folder: Path, present: bytes) -> subprocess.CompletedProcess[bytes]:
-    """Run the command as the unit does, for the store."""
+def _serials(folder: Path, present: bytes, *, piped: bool = False) -> subprocess.CompletedProcess[bytes]:
+    """Run the command as the units do, a gateway's with a file, a token service's with a pipe."""
     (folder / "present").write_bytes(present)
-    files = ["--ca", str(folder / "ca.pem"), "--present", str(folder / "present")]
+    files = ["--ca", str(folder / "ca.pem"), "--present", "-" if piped else str(folder / "present")]
     return subprocess.run(
-        [sys.executable, "-I", crl_fetch.__file__, "--serials", *files], capture_output=True, check=False
+        [sys.executable, "-I", crl_fetch.__file__, "--serials", *files],
+        input=present if piped else b"",
+        capture_output=True,
+        check=False,
     )
 
 
@@ -276,8 +279,8 @@ def test_the_list_in_use_is_told_to_the_store_in_force_or_not(authority: Authori
         7: x509.ReasonFlags.certificate_hold,
         8: x509.ReasonFlags.privilege_withdrawn,
     }
-    for encoding in (Encoding.PEM, Encoding.DER):
-        done = _serials(tmp_path, authority.crl(9, revoked=reasons, encoding=encoding))
+    for encoding, piped in ((Encoding.PEM, False), (Encoding.DER, False), (Encoding.PEM, True)):
+        done = _serials(tmp_path, authority.crl(9, revoked=reasons, encoding=encoding), piped=piped)
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout)
         assert told == {
@@ -304,19 +307,27 @@ def test_a_list_that_is_not_the_sites_is_not_told_to_the_store(authority: Author
         "without a number": (authority.crl(None, revoked={1: None}), b"it has no CRL number"),
         "nothing": (b"", b"not a certificate revocation list"),
     }[what]
+    piped = _serials(tmp_path, present, piped=True)
+    assert (piped.returncode, piped.stdout, why in piped.stderr) == (1, b"", True)
     done = _serials(tmp_path, present)
     assert done.returncode == 1
     assert done.stdout == b""
     assert why in done.stderr
-    assert b"The store keeps what it has" in done.stderr
+    assert b"What was known before stays" in done.stderr
 
 
 @pytest.mark.parametrize(
-    "words", [["--serials", "--output", "x"], ["--url", "http://ca/issuing.crl"], ["--serials", "--file", "-"]]
+    "words",
+    [
+        ["--present", "p", "--serials", "--output", "x"],
+        ["--present", "p", "--url", "http://ca/issuing.crl"],
+        ["--present", "p", "--serials", "--file", "-"],
+        ["--present", "-", "--file", "-", "--output", "x"],
+    ],
 )
 def test_options_that_do_not_go_together_are_refused(words: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        crl_fetch.main(["--ca", "c", "--present", "p", *words])
+        crl_fetch.main(["--ca", "c", *words])
     assert stop.value.code == 2
 
 

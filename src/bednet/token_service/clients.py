@@ -19,7 +19,7 @@ from urllib.parse import unquote_plus
 import sqlalchemy as sa
 from authlib.oauth2.rfc6749 import ClientMixin
 
-from bednet.token_service import jose
+from bednet.token_service import certified, jose
 from bednet.token_service.config import DEVICE_ID
 from bednet.token_service.database import assertions, devices, revoked_serials
 from bednet.token_service.refusal import Refusal
@@ -28,6 +28,7 @@ from bednet.token_service.site import ITERATIONS, SecretHash
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from bednet.token_service.certified import Certified
     from bednet.token_service.config import Config
     from bednet.token_service.database import Database
     from bednet.token_service.jose import Json, PublicKey
@@ -231,28 +232,45 @@ def _by_assertion(config: Config, database: Database, proof: Proof, now: int) ->
     client = _is_way(_query(database, client_id, proof.certificate), "private_key_jwt")
     if client.row["revoked"] is not None:
         raise Refusal("invalid_client", "revoked")
-    if client.row["public_key"] is None:
+    if client.row["certificates"] is None:
         raise Refusal("invalid_client", "no-key-known")
-    key = _key_that_signed(parsed, jose.load_public_keys(client.row["public_key"]))
+    key = _key_that_signed(database, parsed, certified.load(client_id, client.row["certificates"]), now)
     exp, jti = check_assertion(config, parsed.claims, now)
     _use_once(database, client_id, jti, exp)
     client.jwk = jose.public_jwk(key)
     return client
 
 
-def _key_that_signed(parsed: jose.Parsed, keys: Sequence[PublicKey]) -> PublicKey:
-    """Find the device's key that an assertion was signed with: it has two while a new bundle is on its way."""
-    reasons = []
-    for key in keys:
+def _key_that_signed(database: Database, parsed: jose.Parsed, candidates: Sequence[Certified], now: int) -> PublicKey:
+    """Find the device's key that an assertion was signed with: it has two while a new bundle is on its way.
+
+    One of its certificates must be good: of a renewed certificate the key may be that of the older one.
+    """
+    reasons, signed = [], []
+    for candidate in candidates:
         try:
-            jose.verify(parsed, key, ASSERTION_ALGORITHMS)
+            jose.verify(parsed, candidate.key, ASSERTION_ALGORITHMS)
         except jose.JoseError as exc:
             reasons.append(exc)
         else:
-            return key
-    # Of a key that fits the algorithm the reason says more.
-    worst = next((exc for exc in reasons if exc.code == "signature"), reasons[0])
-    raise Refusal("invalid_client", f"assertion-{worst.code}") from worst
+            signed.append(candidate)
+    if not signed:
+        # Of a key that fits the algorithm the reason says more.
+        worst = next((exc for exc in reasons if exc.code == "signature"), reasons[0])
+        raise Refusal("invalid_client", f"assertion-{worst.code}") from worst
+    revoked = _revoked(database, [candidate.serial for candidate in signed])
+    left = [candidate for candidate in signed if candidate.serial not in revoked]
+    if not left:
+        raise Refusal("invalid_client", "certificate-revoked")
+    if all(now > candidate.not_after for candidate in left):
+        raise Refusal("invalid_client", "certificate-expired")
+    return left[0].key
+
+
+def _revoked(database: Database, serials: Sequence[str]) -> set[str]:
+    statement = sa.select(revoked_serials.c.serial).where(revoked_serials.c.serial.in_(serials))
+    with database.reading() as connection:
+        return set(connection.execute(statement).scalars())
 
 
 def _time(claims: Json, name: str) -> int | float | None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from bednet.token_service.config import Config
 
-SCHEMA = "0001"
+SCHEMA = "0002"
 """The newest migration."""
 
 WAIT_SECONDS = 3
@@ -59,7 +59,7 @@ devices = sa.Table(
     sa.Column("until", sa.BigInteger),
     sa.Column("revoked", sa.String(32)),
     sa.Column("secret", sa.Text),
-    sa.Column("public_key", sa.Text),
+    sa.Column("certificates", sa.Text),  # PEM: of the keys that it signs with
 )
 
 profiles = sa.Table(

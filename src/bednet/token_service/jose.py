@@ -3,7 +3,7 @@
 
 - :func:`sign`, :func:`parse`, :func:`verify`: compact JWS.
 - :func:`public_jwk`, :func:`thumbprint`: keys as JSON.
-- :func:`load_public_key`, :func:`load_public_keys`: keys from PEM, if they may be used here.
+- :func:`algorithms_of`: what a key may be used for here.
 
 What is signed with is decided by the key and by the caller, never by the token: each kind of key has its algorithms.
 docs/decisions/0014-token-service.md says why this is no library's.
@@ -19,7 +19,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
 
@@ -37,8 +37,6 @@ LONGEST = 8192
 
 LEAST_RSA_BITS = 2048
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
-_PEM_LAST_LINE = "-----END PUBLIC KEY-----"
-_PEM_END = re.compile(rf"(?<=\n){_PEM_LAST_LINE}(?:\n|$)")
 _CURVES = {"secp256r1": ("P-256", "ES256", 32), "secp384r1": ("P-384", "ES384", 48)}
 _HASHES: dict[str, hashes.HashAlgorithm] = {"ES256": hashes.SHA256(), "ES384": hashes.SHA384()}
 
@@ -124,30 +122,6 @@ def algorithms_of(key: PublicKey) -> tuple[str, ...]:
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= LEAST_RSA_BITS:
         return ("PS256", "RS256")
     raise JoseError("key", "the key is none of P-256, P-384, Ed25519 and RSA of 2048 bits or more")
-
-
-def load_public_key(pem: str) -> PublicKey:
-    """Read a public key in PEM.
-
-    :raises JoseError: when it is none, or of no kind that may be used here.
-    """
-    try:
-        key: Any = serialization.load_pem_public_key(pem.encode())
-    except (ValueError, UnsupportedAlgorithm):
-        raise JoseError("key", "it is no public key in PEM") from None
-    algorithms_of(key)
-    return key  # type: ignore[no-any-return] # of which kind, the line above has made sure
-
-
-def load_public_keys(pem: str) -> tuple[PublicKey, ...]:
-    """Read public keys in PEM, one after the other, at least one.
-
-    :raises JoseError: when it is anything else, or one of them is of no kind that may be used here.
-    """
-    *blocks, rest = _PEM_END.split(pem)
-    if not blocks or rest.strip():
-        raise JoseError("key", "it is no public key in PEM")
-    return tuple(load_public_key(f"{block}{_PEM_LAST_LINE}\n") for block in blocks)
 
 
 def sign(key: PrivateKey, header: Json, claims: Json) -> str:

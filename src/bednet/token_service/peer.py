@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
 from bednet.token_service import jose
+from bednet.token_service.certified import serial_text
 from bednet.token_service.config import DEVICE_ID
-from bednet.token_service.site import serial_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -64,7 +64,7 @@ def revoke_device(
             devices.update()
             .where(devices.c.id == device)
             .where(sa.or_(devices.c.revoked.is_(None), devices.c.revoked != reason))
-            .values(revoked=reason, secret=None, public_key=None)
+            .values(revoked=reason, secret=None, certificates=None)
         )
         new = new or bool(locked.rowcount)
         mark = connection.execute(sa.select(marks.c.reinstated).where(marks.c.device == device)).scalar()

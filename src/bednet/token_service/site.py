@@ -3,6 +3,7 @@
 
 - :func:`read`: reads the compiled site and the secrets, and refuses what is unsound.
 - :func:`apply`: makes the database say the same, and tells what changed.
+- :func:`add_serials`: takes over which certificates a newer list of the CA revokes.
 
 Only devices that may get a token are kept, and the people of the configuration.
 """
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import sqlalchemy as sa
 
 from bednet.errors import BednetError
-from bednet.token_service import jose
+from bednet.token_service import certified, jose
 from bednet.token_service.config import DEVICE_ID
 from bednet.token_service.database import cutoffs, devices, marks, meta, profiles, revoked_serials
 
@@ -46,8 +47,9 @@ MOST_ITERATIONS = 10_000
 # As many as the CA hashes with: it makes all secrets that come here.
 ITERATIONS = 101
 TOLD = 100
-_SECRETS = {"client_secrets", "public_keys", "revoked_serials"}
+_SECRETS = {"client_secrets", "certificates", "revoked_serials"}
 _CRL_NUMBER = "crl_number"
+_SEEN = "crl-number"  # the row of `meta`
 _HASH_FORM = re.compile(r"\$7\$([1-9][0-9]{0,8})\$([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+)")
 _HASH_BYTES = 64
 _SERIAL = re.compile(r"[0-9A-Fa-f]{1,40}")
@@ -145,7 +147,7 @@ class _Lines:
 def read(lines: Iterable[str], secrets: object, config: Config, name: str = "the compiled site") -> SiteData:
     """Read a compiled site, and the secrets that come with it.
 
-    :param secrets: ``client_secrets`` (hash by id), ``public_keys`` (PEM by id, of one key or more) and
+    :param secrets: ``client_secrets`` (hash by id), ``certificates`` (PEM by id, of one certificate or more) and
         ``revoked_serials`` (reason by hexadecimal number), which may be empty; and ``crl_number``, which may be left
         out.
     :raises Refused: when anything is not as docs/token-service.md and docs/store.md say, or the site's own issuer is
@@ -175,7 +177,7 @@ def read(lines: Iterable[str], secrets: object, config: Config, name: str = "the
     data = SiteData(
         issuer=issuer or _no_issuer(config), serials=known["revoked_serials"], crl_number=known.get(_CRL_NUMBER)
     )
-    unused = set(known["client_secrets"]) | set(known["public_keys"])
+    unused = set(known["client_secrets"]) | set(known["certificates"])
     last = ""
     for _ in range(counts["devices"]):
         entry = source.next("device")
@@ -282,7 +284,7 @@ def _device(entry: Json, rules: Mapping[str, str], known: Json, source: _Lines) 
         "until": until,
         "revoked": revoked,
         "secret": known["client_secrets"].get(device_id) if method == "client_secret_basic" and in_service else None,
-        "public_key": known["public_keys"].get(device_id) if method == "private_key_jwt" and in_service else None,
+        "certificates": known["certificates"].get(device_id) if method == "private_key_jwt" and in_service else None,
     }
 
 
@@ -294,7 +296,7 @@ def _mark(entry: Json, source: _Lines) -> int:
 
 
 def _lacks_secret(row: Json) -> bool:
-    needed = {"client_secret_basic": "secret", "private_key_jwt": "public_key"}.get(row["method"])
+    needed = {"client_secret_basic": "secret", "private_key_jwt": "certificates"}.get(row["method"])
     return needed is not None and row[needed] is None
 
 
@@ -314,22 +316,21 @@ def _read_secrets(secrets: object) -> Json:
             SecretHash.parse(text)
         except ValueError as exc:
             raise Refused(f"the client secret of {device_id} {exc}. Cure: let bednet-ca make it") from None
-    for device_id, pem in secrets["public_keys"].items():
+    for device_id, pem in secrets["certificates"].items():
         try:
-            jose.load_public_keys(pem)
+            certified.load(device_id, pem)
         except jose.JoseError as exc:
-            raise Refused(f"the public key of {device_id}: {exc}. Cure: let bednet-ca hand it over") from None
+            raise Refused(f"the certificates of {device_id}: {exc}. Cure: let bednet-ca hand them over") from None
+    return {**secrets, "revoked_serials": _read_serials(secrets["revoked_serials"], cure)}
+
+
+def _read_serials(told: Mapping[str, str], cure: str) -> dict[str, str]:
     serials: dict[str, str] = {}
-    for serial, reason in secrets["revoked_serials"].items():
+    for serial, reason in told.items():
         if not _SERIAL.fullmatch(serial) or reason not in REASONS:
             raise Refused(f"revoked_serials: {serial!r} with the reason {reason!r} cannot be. {cure}")
-        serials[serial_text(int(serial, 16))] = reason
-    return {**secrets, "revoked_serials": serials}
-
-
-def serial_text(number: int) -> str:
-    """Return a certificate's serial number as the database has it."""
-    return f"{number:x}"
+        serials[certified.serial_text(int(serial, 16))] = reason
+    return serials
 
 
 class _Marks:
@@ -354,7 +355,7 @@ class _Marks:
                 self.reinstated.append(told)
             else:
                 self.kept.append(told)
-                row = {**row, "revoked": reason, "secret": None, "public_key": None}
+                row = {**row, "revoked": reason, "secret": None, "certificates": None}
         self._note({**mark, "reinstated": max(latest, mark["reinstated"]), "gone": None})
         return row
 
@@ -436,15 +437,56 @@ def apply(database: Database, data: SiteData, now: int, *, check: bool = False) 
         }
 
 
+def add_serials(database: Database, told: object) -> Json:
+    """Take over which certificates a list of the CA revokes. What is no longer on it is for :func:`apply` to forget.
+
+    :param told: ``crl_number`` and ``revoked_serials`` of a list that was verified. With the number that the database
+        has seen, or a lower one, it is nothing new.
+    :returns: ``changed``; ``revoked_serials`` that are new or have another reason; ``older_crl``; ``crl_number``: the
+        newest one that was seen.
+    :raises Refused: when it is something else.
+    :raises Unavailable: when the database cannot be written.
+    """
+    cure = "Cure: give what crl_fetch.py --serials says"
+    if not isinstance(told, dict) or told.keys() != {_CRL_NUMBER, "revoked_serials"}:
+        raise Refused(f"this is not {_CRL_NUMBER} and revoked_serials. {cure}")
+    number, listed = told[_CRL_NUMBER], told["revoked_serials"]
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise Refused(f"{_CRL_NUMBER} must be a whole number. {cure}")
+    if not isinstance(listed, dict) or not all(isinstance(reason, str) for reason in listed.values()):
+        raise Refused(f"revoked_serials must be a JSON object of strings. {cure}")
+    new = _read_serials(listed, cure)
+    with database.writing() as connection:
+        database.take_turns(connection)
+        seen = crl_number(connection)
+        different = 0
+        if seen is None or number > seen:
+            old = {row["serial"]: row["reason"] for row in _rows(connection, revoked_serials)}
+            different = sum(old.get(serial) != reason for serial, reason in new.items())
+            _exchange(connection, revoked_serials, old, {**old, **new})
+            database.insert_or_update(connection, meta, {"name": _SEEN, "value": str(number)})
+    return {
+        "changed": bool(different),
+        "revoked_serials": different,
+        "older_crl": seen is not None and number < seen,
+        "crl_number": number if seen is None else max(number, seen),
+    }
+
+
+def crl_number(connection: sa.engine.Connection) -> int | None:
+    """Return the number of the CA's newest list that was seen (RFC 5280, 5.2.3)."""
+    seen = connection.execute(sa.select(meta.c.value).where(meta.c.name == _SEEN)).scalar()
+    return None if seen is None else int(seen)
+
+
 def _serials(
     connection: sa.engine.Connection, data: SiteData, old: dict[str, str]
 ) -> tuple[dict[str, str], dict[str, str], bool]:
     """Return the serial numbers to keep, the number of the newest list that was seen, and whether this one is older."""
-    name = "crl-number"
-    seen = connection.execute(sa.select(meta.c.value).where(meta.c.name == name)).scalar()
-    if seen is not None and (data.crl_number is None or data.crl_number < int(seen)):
+    seen = crl_number(connection)
+    if seen is not None and (data.crl_number is None or data.crl_number < seen):
         return {**old, **data.serials}, {}, True
-    return data.serials, {} if data.crl_number is None else {name: str(data.crl_number)}, False
+    return data.serials, {} if data.crl_number is None else {_SEEN: str(data.crl_number)}, False
 
 
 def _rows(connection: sa.engine.Connection, table: sa.Table) -> Iterator[dict[str, Any]]:

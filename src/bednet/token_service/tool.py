@@ -68,6 +68,10 @@ class Tool:
         data = site.read(_file(path), secrets, self.settings, str(path))
         return site.apply(self.database, data, self.now, check=check)
 
+    def crl(self, told: object) -> Json:
+        """Refuse the certificates that the CA's verified list names."""
+        return site.add_serials(self.database, told)
+
     def rotate(self, *, sign_after: int, retire_after: int | None, if_none: bool) -> Json:
         """Make a new signing key."""
         with self.database.writing() as connection:
@@ -148,6 +152,7 @@ class Tool:
             with self.database.reading() as connection:
                 for name, table in (("devices", devices), ("tokens", tokens), ("requests", device_requests)):
                     answer[name] = connection.execute(sa.select(sa.func.count()).select_from(table)).scalar()
+                answer["crl_number"] = site.crl_number(connection)
                 answer["published_keys"] = [key["kid"] for key in keys.published(connection, self.now)]
                 try:
                     answer["signs_with"] = self.keys.signer(connection, self.now).kid
@@ -180,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     apply = commands.add_parser("apply", help="take over a compiled site; secrets as JSON on stdin")
     apply.add_argument("compiled", type=Path, metavar="COMPILED", help="what bednet compile --output wrote")
     apply.add_argument("--check", action="store_true", help="dry run: tell what would change")
+    commands.add_parser("crl", help="refuse the certificates that the CA's verified list names: JSON on stdin")
     rotate = commands.add_parser("rotate", help="make a new signing key, which is published at once and signs later")
     rotate.add_argument("--if-none", action="store_true", help="only when this instance has no key")
     rotate.add_argument(
@@ -255,6 +261,8 @@ def _run(options: argparse.Namespace) -> Json:  # noqa: PLR0911 - one for each c
                 return tool.migrate()
             case "apply":
                 return tool.apply(options.compiled, _stdin(), check=options.check)
+            case "crl":
+                return tool.crl(_stdin())
             case "rotate":
                 return tool.rotate(
                     sign_after=options.sign_after, retire_after=options.retire_after, if_none=options.if_none

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from bednet.token_service.database import Database
 
 
-def upgrade(database: Database) -> tuple[str | None, str | None]:
-    """Bring a database to the newest schema. :returns: the schema before and after."""
+def upgrade(database: Database, schema: str = "head") -> tuple[str | None, str | None]:
+    """Bring a database to the newest schema, or to an older one. :returns: the schema before and after."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     with database.writing() as connection:
@@ -26,5 +26,5 @@ def upgrade(database: Database) -> tuple[str | None, str | None]:
         context = MigrationContext.configure(connection)
         before = context.get_current_revision()
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, schema)
         return before, context.get_current_revision()

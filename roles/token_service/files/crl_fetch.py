@@ -1,0 +1,1 @@
+../../../src/bednet/crl_fetch.py
