@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The token service and certificates that the CA alone has revoked: it fetches the CRL, and believes nobody but the CA."""
+"""The token service and certificates that the CA alone has revoked: it fetches the CRL, and believes only the CA."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_certificate_that_the_ca_alone_has_revoked_gets_no_tokens_once_the_list_
         for more in how:
             with pytest.raises(TokenError) as caught:
                 tokens.source(device, **more).get()
-            assert caught.value.code == "invalid_client"
+            assert caught.value.error == "invalid_client"
             last = refusals(tokens)[-1]
             assert (last["client"], last["reason"]) == (device, "certificate-revoked")
         assert tokens.source("edge-2").get()
