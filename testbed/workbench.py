@@ -55,6 +55,7 @@ ROOTS = (
     "cel-expr-python",
     "cryptography",
     "hypothesis",
+    "joserfc",
     "jsonschema",
     "paho-mqtt",
     "pytest",

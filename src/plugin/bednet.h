@@ -193,6 +193,7 @@ struct grant {
 
 struct grants {
 	size_t count;
+	size_t size; /* bytes, of all of it */
 	struct grant list[]; /* what they point to lies behind them, in the same block */
 };
 
@@ -334,7 +335,7 @@ struct token {
 	bool made; /* the store does not have the device: its rights come from the roles in the token */
 	struct grants *grants; /* then */
 	EVP_PKEY *proof; /* cnf.jwk: whose owner may use it (RFC 7800), or NULL */
-	size_t size; /* bytes that it is taken for, roughly what it has with its permissions */
+	size_t size; /* bytes that it is taken for, roughly what it has with its permissions or grants */
 	/* of whoever keeps it */
 	bool stale; /* to be checked again before it is believed */
 	enum reason state; /* what the last check said */
@@ -396,6 +397,7 @@ struct throttle {
 
 bool throttle__init(struct throttle *throttle, uint32_t limit);
 /* `now` in seconds of a clock that is never set. */
+/* `from` is NULL where a certificate has proved who it is. */
 bool throttle__blocked(struct throttle *throttle, const struct moment *from, const char *id, int64_t now);
 void throttle__failed(struct throttle *throttle, const struct moment *from, const char *id, int64_t now);
 void throttle__succeeded(struct throttle *throttle, const struct moment *from, const char *id);
@@ -463,6 +465,7 @@ struct device {
 	struct grants *grants;
 	struct session *sessions;
 	struct token *left; /* of its last session, when that is over: for its will and its queue */
+	size_t left_size; /* bytes that were counted for it */
 	struct device *next, *next_queued, *left_next, *left_back;
 };
 
@@ -508,6 +511,7 @@ struct challenge {
 struct sessions {
 	struct store *store;
 	const char *audience; /* of this gateway, or NULL */
+	uint64_t secret; /* of the table of devices */
 	struct device **devices;
 	size_t device_slots, device_count;
 	struct session **table;
@@ -524,7 +528,8 @@ struct sessions {
 	uint64_t generation, token_generation;
 };
 
-void sessions__init(struct sessions *sessions, struct store *store);
+/* False when there are no random bytes. */
+bool sessions__init(struct sessions *sessions, struct store *store);
 void sessions__free(struct sessions *sessions);
 /* The session of a client, when it is this device's. */
 struct session *sessions__find(struct sessions *sessions, const void *client, const char *id);

@@ -108,6 +108,7 @@ enum reason decide__grants(const struct grant_source *sources, size_t source_cou
 		return REASON_INTERNAL;
 	}
 	grants->count = room.grants;
+	grants->size = size;
 	grant = grants->list;
 	windows = (struct window *)(void *)&grants->list[room.grants];
 	networks = (struct network *)(void *)(windows + room.windows);

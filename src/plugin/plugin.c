@@ -287,6 +287,13 @@ static const char *claimed(const struct guest *guest)
 }
 
 
+/* Where its failures count. A stranger at the same address can say any name, but has no certificate of it. */
+static const struct moment *counted_at(const struct guest *guest)
+{
+	return guest->named ? NULL : &guest->from;
+}
+
+
 static bool is_token_reason(enum reason reason)
 {
 	return reason >= REASON_TOKEN_MALFORMED && reason <= REASON_TOKEN_PROOF;
@@ -312,7 +319,8 @@ static enum reason by_token(struct plugin *plugin, const struct guest *guest, co
 	if(name == NULL){
 		return REASON_UNKNOWN_DEVICE;
 	}
-	if(throttle__blocked(&plugin->throttle, &guest->from, name, monotonic())){
+	/* A session has proved who it is, and ends when this fails: nobody else's failures hold up its renewal. */
+	if(!session && throttle__blocked(&plugin->throttle, counted_at(guest), name, monotonic())){
 		return REASON_THROTTLED;
 	}
 	token = token__read(text, len, &reason);
@@ -348,14 +356,14 @@ static enum reason by_token(struct plugin *plugin, const struct guest *guest, co
 		reason = REASON_CLIENT_ID;
 	}
 	if(is_token_reason(reason)){
-		throttle__failed(&plugin->throttle, &guest->from, name, monotonic());
+		throttle__failed(&plugin->throttle, counted_at(guest), name, monotonic());
 	}
 	if(reason != REASON_NONE){
 		token__free(token);
 		return reason;
 	}
 	if(!proves){
-		throttle__succeeded(&plugin->throttle, &guest->from, name);
+		throttle__succeeded(&plugin->throttle, counted_at(guest), name);
 	}
 	token->generation = plugin->sessions.token_generation;
 	*out = token;
@@ -557,7 +565,7 @@ static int on_auth_start(int event, void *event_data, void *userdata)
 		reason = REASON_TOKEN_MALFORMED;
 	}
 	if(is_token_reason(reason) && claimed(&guest)){
-		throttle__failed(&plugin->throttle, &guest.from, claimed(&guest), monotonic());
+		throttle__failed(&plugin->throttle, counted_at(&guest), claimed(&guest), monotonic());
 	}
 	if(reason == REASON_NONE){
 		reason = by_token(plugin, &guest, session, (const char *)text.at, text.len, proves, &token);
@@ -576,6 +584,13 @@ static int on_auth_start(int event, void *event_data, void *userdata)
 		return MOSQ_ERR_AUTH;
 	}
 	return proves ? MOSQ_ERR_AUTH_CONTINUE : MOSQ_ERR_SUCCESS;
+}
+
+
+/* See counted_at. */
+static const struct moment *asked_at(const struct challenge *challenge)
+{
+	return challenge->has_certificate ? NULL : &challenge->from;
 }
 
 
@@ -617,11 +632,11 @@ static int on_auth_continue(int event, void *event_data, void *userdata)
 			token = asked->token;
 			asked->token = NULL;
 			token->stale = true; /* the store may have changed since */
-			throttle__succeeded(&plugin->throttle, &asked->from, id);
+			throttle__succeeded(&plugin->throttle, asked_at(asked), id);
 			reason = enter(plugin, client, session, asked->has_certificate ? &asked->certificate : NULL, token, &asked->from,
 					wall());
 		}else{
-			throttle__failed(&plugin->throttle, &asked->from, id, monotonic());
+			throttle__failed(&plugin->throttle, asked_at(asked), id, monotonic());
 		}
 		challenge__free(asked);
 	}
@@ -639,7 +654,7 @@ static void forget_challenge(struct plugin *plugin, const void *client)
 	struct challenge *asked = challenges__take(&plugin->challenges, client);
 
 	if(asked){
-		throttle__failed(&plugin->throttle, &asked->from, asked->token->id, monotonic());
+		throttle__failed(&plugin->throttle, asked_at(asked), asked->token->id, monotonic());
 		challenge__free(asked);
 	}
 }
@@ -1126,6 +1141,7 @@ EXPORT int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userd
 	plugin->tick = on_tick;
 	plugin->sink = (struct change_sink){on_device_changed, on_issuers_changed, on_all_changed, plugin};
 	if(!throttle__init(&plugin->throttle, login_failures) || !audit__init(&plugin->audit, audit_rate)
+			|| !sessions__init(&plugin->sessions, &plugin->store)
 			|| RAND_priv_bytes(plugin->secret, sizeof(plugin->secret)) != 1){
 		free(plugin);
 		return MOSQ_ERR_UNKNOWN;
@@ -1135,7 +1151,6 @@ EXPORT int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userd
 		free(plugin);
 		return MOSQ_ERR_INVAL;
 	}
-	sessions__init(&plugin->sessions, &plugin->store);
 	memcpy(plugin->audience, audience, strlen(audience) + 1);
 	plugin->sessions.audience = *audience ? plugin->audience : NULL;
 	for(i = 0; i < sizeof(callbacks) / sizeof(callbacks[0]); i++){

@@ -15,6 +15,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <openssl/rand.h>
+
 #define SLOTS_FIRST 256 /* of both tables; a power of 2 */
 #define HEAP_FIRST 64
 
@@ -27,10 +29,11 @@ static size_t hash_pointer(const void *client)
 }
 
 
-/* FNV-1a. Only ids that are in the store get here, so nobody can choose what collides. */
-static size_t hash_id(const char *id)
+/* FNV-1a from a secret beginning: issuers choose ids of devices that the store does not have, and shall not choose what
+ * collides. */
+static size_t hash_id(const struct sessions *sessions, const char *id)
 {
-	uint64_t hash = 0xcbf29ce484222325u;
+	uint64_t hash = sessions->secret;
 
 	for(; *id; id++){
 		hash = (hash ^ (uint8_t)*id) * 0x100000001b3u;
@@ -39,10 +42,11 @@ static size_t hash_id(const char *id)
 }
 
 
-void sessions__init(struct sessions *sessions, struct store *store)
+bool sessions__init(struct sessions *sessions, struct store *store)
 {
 	memset(sessions, 0, sizeof(*sessions));
 	sessions->store = store;
+	return RAND_bytes((unsigned char *)&sessions->secret, sizeof(sessions->secret)) == 1;
 }
 
 
@@ -105,7 +109,7 @@ static void grow_devices(struct sessions *sessions)
 	}
 	for(i = 0; i < sessions->device_slots; i++){
 		while((device = sessions->devices[i])){
-			size_t slot = hash_id(device->id) & (slots - 1);
+			size_t slot = hash_id(sessions, device->id) & (slots - 1);
 
 			sessions->devices[i] = device->next;
 			device->next = table[slot];
@@ -125,7 +129,7 @@ static struct device *find_device(struct sessions *sessions, const char *id)
 	if(sessions->device_slots == 0){
 		return NULL;
 	}
-	device = sessions->devices[hash_id(id) & (sessions->device_slots - 1)];
+	device = sessions->devices[hash_id(sessions, id) & (sessions->device_slots - 1)];
 	while(device && strcmp(device->id, id) != 0){
 		device = device->next;
 	}
@@ -150,7 +154,7 @@ static struct device *add_device(struct sessions *sessions, const char *id)
 	}
 	memcpy(device->id, id, len + 1);
 	device->stale = true;
-	slot = hash_id(id) & (sessions->device_slots - 1);
+	slot = hash_id(sessions, id) & (sessions->device_slots - 1);
 	device->next = sessions->devices[slot];
 	sessions->devices[slot] = device;
 	sessions->device_count++;
@@ -160,7 +164,7 @@ static struct device *add_device(struct sessions *sessions, const char *id)
 
 static void remove_device(struct sessions *sessions, struct device *device)
 {
-	struct device **link = &sessions->devices[hash_id(device->id) & (sessions->device_slots - 1)];
+	struct device **link = &sessions->devices[hash_id(sessions, device->id) & (sessions->device_slots - 1)];
 
 	while(*link != device){
 		link = &(*link)->next;
@@ -182,7 +186,7 @@ static void forget_left(struct sessions *sessions, struct device *device)
 	if(device->left == NULL){
 		return;
 	}
-	sessions->left_size -= device->left->size;
+	sessions->left_size -= device->left_size;
 	token__free(device->left);
 	device->left = NULL;
 	if(device->left_next){
@@ -213,7 +217,8 @@ static void leave(struct sessions *sessions, struct device *device, struct token
 		sessions->left_oldest = device;
 	}
 	sessions->left_newest = device;
-	sessions->left_size += token->size;
+	device->left_size = token->size; /* which changes with the policy */
+	sessions->left_size += device->left_size;
 	while(sessions->left_size > SESSIONS_LEFT && sessions->left_oldest != device){
 		forget_left(sessions, sessions->left_oldest);
 	}

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Failed logins by password. One bucket for each identity from an address, so that a stranger elsewhere locks nobody out,
+ * Failed logins by password and by token. One bucket for each identity from an address, so that a stranger elsewhere locks nobody out,
  * and one for each address, which fails more often before it is stopped, as many devices may share one. A bucket drains
  * evenly: once blocked, an identity may try again every 60/limit seconds.
+ *
+ * Who has shown a certificate has proved who it is, and has a bucket that nobody else can fill, wherever it comes from.
  *
  * An IPv6 address counts whole: all hosts of a plant's network share its prefix, and one of them must not stop the others.
  * Who has many addresses may guess more often at 256 bits.
@@ -18,6 +20,7 @@
 #include <openssl/rand.h>
 
 #define MINUTE 60 /* seconds */
+#define PROVED 1 /* no family of addresses */
 
 struct place {
 	uint64_t tag;
@@ -33,15 +36,18 @@ bool throttle__init(struct throttle *throttle, uint32_t limit)
 }
 
 
-/* Where to look; without `id` for the address as a whole. False when it cannot be told. */
+/* Where to look; without `id` for the address as a whole, without `from` for a device that has proved who it is. False
+ * when it cannot be told. */
 static bool find_place(const struct throttle *throttle, const struct moment *from, const char *id, struct place *out)
 {
 	uint8_t in[sizeof(throttle->key) + 1 + sizeof(from->address) + BEDNET_ID_MAX + 2] = {0}, digest[EVP_MAX_MD_SIZE];
 	size_t len = sizeof(throttle->key);
 
 	memcpy(in, throttle->key, len);
-	in[len++] = from->family;
-	memcpy(in + len, from->address, sizeof(from->address));
+	in[len++] = from ? from->family : PROVED;
+	if(from){
+		memcpy(in + len, from->address, sizeof(from->address));
+	}
 	len += sizeof(from->address);
 	if(id){
 		size_t id_len = strnlen(id, BEDNET_ID_MAX + 1);
@@ -112,11 +118,11 @@ bool throttle__blocked(struct throttle *throttle, const struct moment *from, con
 {
 	struct place pair, address;
 
-	if(!find_place(throttle, from, id, &pair) || !find_place(throttle, from, NULL, &address)){
+	if(!find_place(throttle, from, id, &pair) || (from && !find_place(throttle, from, NULL, &address))){
 		return true;
 	}
 	return full(throttle, &pair, throttle->limit, now)
-			|| full(throttle, &address, throttle->limit * THROTTLE_ADDRESS_FACTOR, now);
+			|| (from && full(throttle, &address, throttle->limit * THROTTLE_ADDRESS_FACTOR, now));
 }
 
 
@@ -127,7 +133,7 @@ void throttle__failed(struct throttle *throttle, const struct moment *from, cons
 	if(find_place(throttle, from, id, &place)){
 		add(throttle, &place, throttle->limit, now);
 	}
-	if(find_place(throttle, from, NULL, &place)){
+	if(from && find_place(throttle, from, NULL, &place)){
 		add(throttle, &place, throttle->limit * THROTTLE_ADDRESS_FACTOR, now);
 	}
 }

@@ -243,6 +243,9 @@ malformed:
 
 static void drop_rights(struct token *token)
 {
+	if(token->grants){
+		token->size -= token->grants->size;
+	}
 	free(token->permissions);
 	free(token->grants);
 	token->permissions = NULL;
@@ -589,7 +592,11 @@ static enum reason make_device(struct token *token, json_t *claims, const struct
 		}
 	}
 	token->made = count > 0;
-	return count ? decide__grants(sources, count, token->id, strlen(token->id), &token->grants) : REASON_TOKEN_CLAIMS;
+	reason = count ? decide__grants(sources, count, token->id, strlen(token->id), &token->grants) : REASON_TOKEN_CLAIMS;
+	if(token->grants){
+		token->size += token->grants->size;
+	}
+	return reason;
 }
 
 

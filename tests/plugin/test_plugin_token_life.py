@@ -119,11 +119,14 @@ def test_messages_are_refused_from_the_second_of_the_end(site: TokenSite, timed:
         assert other.publish("commands/tok-1", b"last").granted
         session.until(lambda message: message.payload == b"last", "the last message")
         clock.set(second + 10)
+        # At once, before the tick that closes the connection: each message is asked about.
+        session.send("sensors/tok-1/t", b"too late")
+        assert other.publish("commands/tok-1", b"too late").granted
         goodbye = session.wait_goodbye()
         assert goodbye.code == ADMINISTRATIVE
+        assert not session.take()
         gateway.audited(event="disconnected", device="tok-1", reason="token-expired")
         assert other.publish("sensors/tok-2/fence", b"1").granted
-        assert other.publish("commands/tok-1", b"too late").granted
         assert other.subscribe("sensors/tok-2/#")[0].granted
         seen = other.fence("sensors/tok-2/fence")
     assert [message.payload for message in seen if message.topic.startswith("sensors/tok-1/")] == [b"last"]

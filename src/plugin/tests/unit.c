@@ -801,6 +801,17 @@ static void test_throttle(void)
 	CHECK(throttle__blocked(&throttle, &here, "temp-1", 100) && throttle__blocked(&throttle, &here, "temp-1", 119));
 	CHECK(!throttle__blocked(&throttle, &here, "temp-1", 120));
 	CHECK(!throttle__blocked(&throttle, &here, "temp-2", 100) && !throttle__blocked(&throttle, &there, "temp-1", 100));
+	/* Who has proved that name is somebody else, and many who have proved theirs do not stop one another. */
+	CHECK(!throttle__blocked(&throttle, NULL, "temp-1", 100));
+	for(i = 0; i < 3 * THROTTLE_ADDRESS_FACTOR + 3; i++){
+		char id[BEDNET_ID_MAX + 1];
+
+		(void)snprintf(id, sizeof(id), "proved-%d", i / 3);
+		CHECK(!throttle__blocked(&throttle, NULL, id, 100));
+		throttle__failed(&throttle, NULL, id, 100);
+	}
+	CHECK(throttle__blocked(&throttle, NULL, "proved-0", 100) && !throttle__blocked(&throttle, NULL, "proved-99", 100));
+	CHECK(!throttle__blocked(&throttle, &there, "proved-0", 100));
 	throttle__succeeded(&throttle, &here, "temp-1");
 	CHECK(!throttle__blocked(&throttle, &here, "temp-1", 100));
 	/* Ten times as many from one address, under whatever names, stop it. */
@@ -979,7 +990,7 @@ static void test_sessions(void)
 	bool more;
 
 	CHECK(store__open(&store, folder, text, sizeof(text)));
-	sessions__init(&sessions, &store);
+	CHECK(sessions__init(&sessions, &store));
 
 	/* One of its own, which a client at the same address does not inherit; taken away twice, and once for nobody. */
 	session = sessions__add(&sessions, &clients[0], "temp-1", METHOD_CERTIFICATE, &certificate, &from);
@@ -1030,7 +1041,7 @@ static void test_sessions(void)
 	sessions__free(&sessions);
 
 	/* Of one who has yet to prove that it has the key nothing is read but its end, which is kept. */
-	sessions__init(&sessions, &store);
+	CHECK(sessions__init(&sessions, &store));
 	session = sessions__add(&sessions, &clients[0], "temp-2", METHOD_PSK, NULL, &from);
 	CHECK(session && sessions__expect(&sessions, session, 2000) && !session->device->grants && session->device->stale);
 	CHECK(sessions__next_due(&sessions, 1999, &why, &more) == NULL && !more && !session->device->grants);
@@ -1038,7 +1049,7 @@ static void test_sessions(void)
 	sessions__free(&sessions);
 
 	/* Handshakes with a pre-shared key that were heard of no more do not pile up. */
-	sessions__init(&sessions, &store);
+	CHECK(sessions__init(&sessions, &store));
 	{
 		static char many[SESSIONS_PENDING + 100], one[SESSIONS_PENDING_SAME + 1];
 		size_t i;
@@ -1170,8 +1181,9 @@ static void test_tokens(void)
 	struct store store;
 	struct token_keys cache = {0};
 	struct token *token;
+	struct token_question question = {.store = &store, .audience = "mqtts://own", .now = TOKEN_TIME};
 	char text[512], big[9000];
-	size_t i;
+	size_t i, size;
 
 	CHECK(store__open(&store, folder, text, sizeof(text)));
 	CHECK(check_token(&store, &cache, a_token("tok-1", TOKEN_TIME + 10, SCOPE), &token) == REASON_NONE);
@@ -1208,6 +1220,12 @@ static void test_tokens(void)
 			"\"aud\":\"mqtts://plant\",\"iat\":100000,\"exp\":100009,\"hall\":\"h\",\"a\":{\"roles\":\"sensor\",\"desk\":\"d\"}}",
 			keys[KEY_EC]), &token) == REASON_NONE);
 	CHECK(token->made && token->grants->count == 2 && !token->limited && strcmp(token->id, "x-1") == 0);
+	/* What it has of rights counts for what is kept of it, and once however often it is checked. */
+	size = token->size;
+	CHECK(size > sizeof(*token) + token->grants->size);
+	question.keys = &cache;
+	CHECK(store__begin(&store) && token__check(token, &question) == REASON_NONE && token->size == size);
+	store__end(&store);
 	CHECK(memcmp(token->grants->list[0].filter, "sensors/x-1/#", 13) == 0);
 	CHECK(memcmp(token->grants->list[1].filter, "halls/h/d", 9) == 0);
 	token__free(token);
@@ -1415,13 +1433,14 @@ static void test_sessions_with_tokens(void)
 	size_t i;
 
 	CHECK(store__open(&store, folder, text, sizeof(text)));
-	sessions__init(&sessions, &store);
+	CHECK(sessions__init(&sessions, &store));
 
 	/* It ends at its second, and what it has left stays its device's. */
 	session = a_session(&sessions, &cache, &clients[0], a_token("tok-1", TOKEN_TIME + 10, SCOPE));
 	CHECK(session && sessions__check(&sessions, session, TOKEN_TIME + 14) == REASON_NONE);
 	CHECK(!sessions__left(&sessions, "tok-1", false) && sessions__left(&sessions, "tok-1", true) == session->token);
 	CHECK(sessions__next_due(&sessions, TOKEN_TIME + 14, &why, &more) == NULL && !more);
+	CHECK(sessions__check(&sessions, session, TOKEN_TIME + 15) == REASON_TOKEN_EXPIRED); /* each message asks so */
 	CHECK(sessions__next_due(&sessions, TOKEN_TIME + 15, &why, &more) == session && why == REASON_TOKEN_EXPIRED);
 	sessions__leave(&sessions, &clients[0]);
 	sessions__leave(&sessions, &clients[0]);
@@ -1603,7 +1622,7 @@ static bool live(struct store *store, struct writer *writer)
 	enum reason why = REASON_NONE;
 	size_t i;
 
-	sessions__init(&sessions, store);
+	CHECK(sessions__init(&sessions, store));
 	all = live_by_token(&sessions, &cache);
 	for(i = 0; i < sizeof(clients); i++){
 		session = sessions__add(&sessions, &clients[i], i % 2 ? "temp-1" : "temp-2", METHOD_CERTIFICATE, &certificate, &from);
