@@ -23,8 +23,9 @@ export PYTHONUNBUFFERED := 1
 SUITE ?= trixie
 ARCH ?=
 
-# The plugin's tests need a broker and a compiler: tests/packaging runs them in containers, one for each release's broker.
-IN_CONTAINERS := --ignore=tests/plugin
+# The plugin's tests need a broker and a compiler, those of the deployed token service nginx, PostgreSQL and Debian's
+# libraries: tests/packaging runs them in containers of the releases, so that none is left out for want of a program.
+IN_CONTAINERS := --ignore=tests/plugin --ignore=tests/token_service/deployed
 
 # Written last when the environment is made, so that an interrupted bootstrap is done again.
 STAMP := $(VENV)/requirements.lock
@@ -80,6 +81,7 @@ load: venv ## Load one gateway of a lab of its own, and say whether it keeps up:
 .PHONY: images
 images: venv ## Build the images that the suites use and the plugin's packages, where they are missing.
 	@$(TESTBED) images trixie bookworm --kinds host,field,bench
+	@$(TESTBED) images trixie --kinds service
 	@$(TESTBED) package --suite trixie
 	@$(TESTBED) package --suite bookworm
 

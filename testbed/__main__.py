@@ -13,7 +13,7 @@ from testbed import engine, image, package, things, workbench
 from testbed.common import CHECKOUT, STATE, LabError, run, step
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"the gateways' architecture (default: {image.ARCHITECTURE}, as this machine)",
     )
 
+    _add_suites(command)
+    command("purge", _purge, "Remove all labs, our images, and the engine if we installed it.")
+    return parser
+
+
+def _add_suites(command: Callable[[str, object, str], argparse.ArgumentParser]) -> None:
     tests = command(
         "plugin-tests", _plugin_tests, "Run the plugin's tests in a container, against the broker of a Debian release."
     )
@@ -106,8 +112,14 @@ def _parser() -> argparse.ArgumentParser:
     tests.add_argument("--clang", action="store_true", help="with clang, which the fuzz targets are built by")
     tests.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of pytest (default: tests/plugin)")
 
-    command("purge", _purge, "Remove all labs, our images, and the engine if we installed it.")
-    return parser
+    service = command(
+        "service-tests", _service_tests, "Run the token service's tests in a container with what its hosts have."
+    )
+    service.add_argument("--suite", choices=image.SUITES, default="trixie", help="the Debian release")
+    service.add_argument("--debian", action="store_true", help="the tests use Debian's libraries too")
+    service.add_argument(
+        "arguments", nargs=argparse.REMAINDER, help="arguments of pytest (default: tests/token_service/deployed)"
+    )
 
 
 def _up(args: argparse.Namespace) -> int:
@@ -285,6 +297,11 @@ def _plugin_tests(args: argparse.Namespace) -> int:
     return workbench.run_tests(
         args.suite, arguments, foreign=args.foreign, clang=args.clang, echo=True, timeout_s=3600
     ).rc
+
+
+def _service_tests(args: argparse.Namespace) -> int:
+    arguments = _after_dashes(args.arguments) or ["tests/token_service/deployed"]
+    return workbench.run_service_tests(args.suite, arguments, debian=args.debian, echo=True, timeout_s=3600).rc
 
 
 def _purge(_: argparse.Namespace) -> int:

@@ -86,6 +86,22 @@ PEER_PACKAGES = (
     "python3-sqlalchemy",
     "rabbitmq-server",
 )
+#: What the role token_service installs on either release, with its tests' other needs: a database server, a clock to
+#: set, and a client.
+SERVICE_PACKAGES = (
+    "curl",
+    "gunicorn",
+    "libfaketime",
+    "nginx",
+    "postgresql",
+    "python3-alembic",
+    "python3-authlib",
+    "python3-cryptography",
+    "python3-flask",
+    "python3-psycopg",
+    "python3-psycopg2",
+    "python3-sqlalchemy",
+)
 CROSS_LIBRARIES = ("libc6-dev", "libjansson-dev", "liblmdb-dev", "libmosquitto-dev", "libssl-dev", "pkgconf")
 ADD_FOREIGN = f"dpkg --add-architecture {FOREIGN}"
 
@@ -130,6 +146,8 @@ LAYERS = {
     ),
     # Runs the plugin's tests.
     "bench": Layer("builder", ("python3-lmdb",)),
+    # Runs those of the token service's tests that need nginx, PostgreSQL, or Debian's libraries.
+    "service": Layer("host", SERVICE_PACKAGES),
     # Has other brokers to compare with, and what the token service needs; load/bench/peers has what Debian has not.
     "peers": Layer("bench", PEER_PACKAGES),
     # Also builds what only clang can: the fuzz targets.
@@ -189,6 +207,7 @@ class Images:
     cross: str
     emulator: str
     bench: str
+    service: str
     peers: str
     fuzz: str
     lint: str

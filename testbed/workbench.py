@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plugin's tests against the brokers of several Debian releases, each in a container of that release.
+"""Suites that need what a Debian release has, each in a container of that release.
 
-- :func:`run_tests`: run pytest there, on this checkout, with the plugin's package or a build with sanitizers.
+- :func:`run_tests`: run pytest there for the plugin, on this checkout, with its package or a build with sanitizers.
+- :func:`run_service_tests`: the same for the token service, which there has nginx, PostgreSQL and Debian's libraries.
 - :data:`BROKERS`: which release holds which broker.
 - :func:`python_packages`: the pinned Python packages for the Python of a release.
 
 The checkout is mounted read-only; the packages are those of requirements.lock, fetched by this environment's pip, so
-that the tests run in the container with what they run with here. Only python3-lmdb is Debian's, as on a gateway.
+that the tests run in the container with what they run with here. What a gateway has from Debian is Debian's:
+python3-lmdb, and all that the token service stands on.
 """
 
 from __future__ import annotations
@@ -64,9 +66,29 @@ ROOTS = (
     "rich",
 )
 
+#: What the clients of the deployed token service are made of, and the tests that play them.
+CLIENT_ROOTS = (
+    "alembic",
+    "Authlib",
+    "cryptography",
+    "Flask",
+    "Jinja2",
+    "pytest",
+    "pytest-timeout",
+    "PyYAML",
+    "requests-oauthlib",
+    "SQLAlchemy",
+)
+#: pytest, and what the tests read files and make up data with: the rest is Debian's.
+PYTEST_ROOTS = ("hypothesis", "pytest", "pytest-timeout", "PyYAML")
+
 PLUGIN = "usr/lib/bednet/bednet_plugin.so"
 # Where the container sees this machine's folders.
 _CHECKOUT, _PYTHON = "/checkout", "/opt/python"
+_PYTEST = (
+    f"exec python3 -m pytest -c {_CHECKOUT}/pyproject.toml --rootdir={_CHECKOUT} -p no:cacheprovider "
+    "--junitxml=out/report.xml"
+)
 
 SCRIPT = f"""\
 export PATH="$PWD/bin:$PATH"
@@ -81,9 +103,17 @@ else
 fi
 mosquitto -h | head -n 1
 export BEDNET_PLUGIN="$PWD/plugin/{PLUGIN}"
-exec python3 -m pytest -c {_CHECKOUT}/pyproject.toml --rootdir={_CHECKOUT} --confcutdir={_CHECKOUT}/tests/plugin \\
-    -p no:cacheprovider --junitxml=out/report.xml "$@"
+{_PYTEST} --confcutdir={_CHECKOUT}/tests/plugin "$@"
 """
+
+SERVICE_SCRIPT = f"""\
+/usr/sbin/nginx -v
+/usr/lib/postgresql/*/bin/postgres --version
+dpkg-query --show gunicorn python3-authlib python3-flask python3-sqlalchemy
+{_PYTEST} --confcutdir={_CHECKOUT}/tests/token_service "$@"
+"""
+
+_ENVIRONMENT = {"PYTHONPATH": f"{_PYTHON}:{_CHECKOUT}/src:{_CHECKOUT}", "PYTHONDONTWRITEBYTECODE": "1"}
 
 # Comes first on PATH where the broker is of another architecture than this machine.
 EMULATED_BROKER = """\
@@ -148,10 +178,9 @@ def run_tests(
         files,
         what=f"Running the plugin's tests on {suite}",
         cure="See the last test that it names.",
-        arguments=tuple(f"{_CHECKOUT}/{word}" if (CHECKOUT / word).exists() else word for word in arguments),
+        arguments=_there(arguments),
         environment={
-            "PYTHONPATH": f"{_PYTHON}:{_CHECKOUT}/src:{_CHECKOUT}",
-            "PYTHONDONTWRITEBYTECODE": "1",
+            **_ENVIRONMENT,
             "BEDNET_ARCHITECTURE": image.FOREIGN if foreign else image.ARCHITECTURE,
             **(environment or {}),
         },
@@ -163,6 +192,51 @@ def run_tests(
         timeout_s=timeout_s,
     )
     return read_outcome(done)
+
+
+def run_service_tests(
+    suite: str, arguments: Sequence[str], *, debian: bool = False, timeout_s: float = 600, echo: bool = False
+) -> PytestRun:
+    """Run pytest in a container of a release that has what the token service's hosts have.
+
+    The service that a test starts is run by Debian's Python with Debian's libraries.
+
+    :param arguments: further arguments of pytest; paths are relative to the checkout.
+    :param debian: the tests themselves use Debian's libraries too, so that the service within them is as deployed.
+    :param echo: show what pytest prints as it comes.
+    :raises LabError: when the container cannot be made, or takes longer than the time given.
+    """
+    engine.ensure()
+    packages = (
+        python_packages(BROKERS[suite].python, PYTEST_ROOTS, "pytest")
+        if debian
+        else python_packages(BROKERS[suite].python, CLIENT_ROOTS, "clients")
+    )
+    done = run_job(
+        image.ensure((suite,), ("service",))[suite]["service"],
+        SERVICE_SCRIPT,
+        {},
+        what=f"Running the token service's tests on {suite}",
+        cure="See the last test that it names.",
+        arguments=_there(arguments),
+        environment=_ENVIRONMENT,
+        # nginx and PostgreSQL have users of their own there.
+        root=True,
+        mounts={CHECKOUT: _CHECKOUT, packages: _PYTHON},
+        check=False,
+        echo=echo,
+        timeout_s=timeout_s,
+    )
+    return read_outcome(done)
+
+
+def _there(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Return pytest's arguments with the paths that the container has, also those behind ``--ignore=``."""
+    split = [word.rpartition("=") for word in arguments]
+    return tuple(
+        f"{option}{equals}{_CHECKOUT}/{path}" if path and (CHECKOUT / path).exists() else f"{option}{equals}{path}"
+        for option, equals, path in split
+    )
 
 
 def read_outcome(done: Outcome) -> PytestRun:
@@ -183,20 +257,21 @@ def read_outcome(done: Outcome) -> PytestRun:
     return PytestRun(done.rc, done.log, passed, skipped, failed, seconds)
 
 
-def python_packages(version: str, roots: Sequence[str] = ROOTS) -> Path:
+def python_packages(version: str, roots: Sequence[str] = ROOTS, whose: str = "plugin") -> Path:
     """Return a folder with the pinned packages that the tests import, for a version of Python; fetched once.
 
     :param version: such as "3.13".
+    :param whose: names the set: what was fetched for it before goes when it changes.
     :raises LabError: when they cannot be fetched.
     """
     lines = pinned((CHECKOUT / "requirements.lock").read_text(encoding="utf-8"), needed(version, roots))
-    target = STATE / "python" / f"{version}-{sha256(lines.encode()).hexdigest()[:12]}"
-    with locked(STATE / "locks" / f"python-{version}"):
+    target = STATE / "python" / f"{whose}-{version}-{sha256(lines.encode()).hexdigest()[:12]}"
+    with locked(STATE / "locks" / f"python-{whose}-{version}"):
         if target.exists():
             return target
         say(f"fetching the tests' packages for Python {version}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        for old in target.parent.glob(f"{version}-*"):
+        for old in target.parent.glob(f"{whose}-{version}-*"):
             shutil.rmtree(old)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             (Path(folder) / "requirements.txt").write_text(lines, encoding="utf-8")

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one address may ask of the service, with the limits that the role sets by itself.
+
+The sharp edges: a limit that keeps others out too, an answer that a device cannot read, and clients that say half a
+word and wait. Each test comes from an address of its own, so that none has used up what another needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import ssl
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.token_service.deployed.service import TIMEOUT_SECONDS, Answer, deploy, role_values
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.token_service.deployed.service import Deployed
+
+EDGE = "grant_type=client_credentials&client_id=edge-1"
+RATE, BURST, CONNECTIONS = (
+    int(role_values()[f"token_service_{name}"]) for name in ("requests_per_second", "burst", "connections")
+)
+SLOW_SECONDS = 10
+"""After which the role's nginx gives up on a client that says nothing more."""
+
+
+@pytest.fixture(scope="module")
+def limited(nginx: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    """The service with the role's own limits, for the tests of this file."""
+    with deploy(tmp_path_factory.mktemp("limited"), limits={}) as found:
+        yield found
+
+
+def too_many(answer: Answer) -> None:
+    """Make sure that a device is told in its own terms to come again in a second (RFC 6585, 4)."""
+    assert (answer.status, answer.json["error"]) == (429, "temporarily_unavailable")
+    assert "too many requests from your address" in answer.json["error_description"]
+    assert (answer.headers["Retry-After"], answer.headers["Cache-Control"]) == ("1", "no-store")
+
+
+def test_burst_beyond_the_limit_is_put_off_and_nobody_else_is(limited: Deployed) -> None:
+    answers: list[Answer] = []
+    with contextlib.closing(limited.connect(source="127.0.0.11")) as connection:
+        begun = time.monotonic()
+        while time.monotonic() < begun + TIMEOUT_SECONDS and len(answers) < 3 * BURST:
+            connection.request("GET", "/.well-known/oauth-authorization-server")
+            response = connection.getresponse()
+            answers.append(Answer(response.status, response.headers, response.read()))
+        taken = time.monotonic() - begun
+    served = [answer.status for answer in answers].count(200)
+    # As many at once as the role says, and its rate from then on.
+    assert BURST <= served <= BURST + RATE * taken + 2
+    refused = next(answer for answer in answers if answer.status != 200)
+    too_many(refused)
+    assert {answer.status for answer in answers} == {200, 429}
+    # A token is put off in the same way, before anybody looks whether it could be given.
+    files = limited.ca.issue("edge-1")
+    flood = [limited.send("POST", "/token", EDGE, files, source="127.0.0.11") for _ in range(RATE)]
+    too_many(next(answer for answer in flood if answer.status != 200))
+    assert limited.post("/token", EDGE, files, source="127.0.0.12")[0] == 200
+
+
+def test_connections_beyond_the_limit_are_put_off_and_end_and_nobody_else_notices(limited: Deployed) -> None:
+    files = limited.ca.issue("edge-1")
+    head = "POST /token HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+    said = f"{head}Content-Length: {len(EDGE)}\r\n\r\n{EDGE[:-1]}".encode()
+    with contextlib.ExitStack() as open_ones:
+
+        def say(what: bytes, source: str) -> ssl.SSLSocket:
+            connection = limited.connect(files, source)
+            open_ones.callback(connection.close)
+            connection.connect()
+            assert isinstance(connection.sock, ssl.SSLSocket)
+            connection.sock.sendall(what)
+            return connection.sock
+
+        begun = time.monotonic()
+        # All but the last letter of a body: more of them than the service has threads.
+        waiting = [say(said, "127.0.0.21") for _ in range(CONNECTIONS)]
+        # All but the last line of the headers.
+        waiting += [say(said[: len(head)], "127.0.0.22") for _ in range(CONNECTIONS)]
+        deadline = begun + TIMEOUT_SECONDS
+        while (answer := limited.send("GET", "/jwks.json", source="127.0.0.21")).status == 200:
+            # nginx reads what was sent when it comes to it.
+            assert time.monotonic() < deadline, "so many connections are no limit"
+        too_many(answer)
+        # Meanwhile others are served, and at once: half a request never reaches the service.
+        asked = time.monotonic()
+        assert limited.post("/token", EDGE, files, source="127.0.0.23")[0] == 200
+        assert time.monotonic() - asked < SLOW_SECONDS / 2
+        with selectors.DefaultSelector() as selector:
+            for sock in waiting:
+                selector.register(sock, selectors.EVENT_READ)
+            while selector.get_map():
+                events = selector.select(begun + 2 * SLOW_SECONDS - time.monotonic())
+                assert events, f"{len(selector.get_map())} of {len(waiting)} slow clients still hold their connections"
+                for key, _ in events:
+                    assert isinstance(key.fileobj, ssl.SSLSocket)
+                    # Nothing was done for them: at most they are told that they took too long.
+                    told = key.fileobj.recv(64)
+                    assert not told or b" 408 " in told, told
+                    selector.unregister(key.fileobj)
+        assert time.monotonic() - begun >= SLOW_SECONDS - 1
+    assert limited.post("/token", EDGE, files, source="127.0.0.21")[0] == 200
+
+
+@pytest.mark.parametrize(("size", "status", "reason"), [(16_384, 400, "scope-malformed"), (16_385, 413, None)])
+def test_body_has_at_most_16_kib(limited: Deployed, size: int, status: int, reason: str | None) -> None:
+    before = limited.lines()
+    body = f"{EDGE}&scope=".ljust(size, "A")
+    answer = limited.send("POST", "/token", body, limited.ca.issue("edge-1"), source="127.0.0.31")
+    assert answer.status == status
+    if reason is None:
+        assert answer.json["error"] == "invalid_request"
+        assert limited.lines() == before
+    else:
+        assert (answer.json["error"], limited.reason()) == ("invalid_scope", reason)
+
+
+def test_headers_have_at_most_8_kib_each(limited: Deployed) -> None:
+    before = limited.lines()
+    answer = limited.send("GET", "/jwks.json", headers=[("X-Long", "A" * 8_300)], source="127.0.0.32")
+    assert (answer.status, answer.json["error"]) == (431, "invalid_request")
+    assert limited.lines() == before
