@@ -255,6 +255,7 @@ def nginx_configuration(folder: Path, tls: Path, upstream: Path, port: int) -> s
         "token_service_burst": 1_000_000,
         "token_service_connections": 60_000,
         "__token_service_tls_dir": str(tls),
+        "__token_service_nginx_cache": f"{folder}/cache",
         "__token_service_socket": str(upstream),
     }
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)  # noqa: S701 - no HTML

@@ -271,6 +271,7 @@ def nginx_configuration(folder: Path, port: int, limits: Mapping[str, int]) -> s
         "token_service_port": port,
         "token_service_bind_address": "127.0.0.1",
         "__token_service_tls_dir": str(folder / "tls"),
+        "__token_service_nginx_cache": str(folder / "cache"),
         "__token_service_socket": str(folder / "app.sock"),
         **limits,
     }
