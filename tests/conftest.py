@@ -71,6 +71,7 @@ OWN_LAB = (
     "tests/roles/test_alternative.py",
     "tests/roles/test_ca_on_a_gateway.py",
     "tests/roles/test_key_types.py",
+    "tests/roles/test_token_service.py",
     "tests/tokens/test_instances.py",
 )
 

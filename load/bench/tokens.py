@@ -374,7 +374,7 @@ def run(programs: Programs, rounds: int, scale: float) -> dict[str, object]:
                 found.setdefault("busy_ms", []).extend(times)
             handshake = connects(server, max(10, int(HANDSHAKES * scale)))
             limit["handshake_ms"].append(handshake.cpu_ms)
-            limit["handshake_wall_ms"].append(handshake.wall_ms)
+            limit["handshake_wall_ms"].extend(handshake.walls_ms)
             limit["signature_ms"].append(signature_ms(SIGNATURES))
             count = max(10, int(HANDSHAKES * scale))
             for _ in range(2):
