@@ -269,7 +269,7 @@ class TokenSource:
             message = f"{self.issuer} answers with the status {status}, and with nothing of OAuth"
             raise TokenError("unreachable", message, again=status >= HTTP_SERVER_ERROR) from exc
         again = status >= HTTP_SERVER_ERROR or status == HTTP_TOO_MANY
-        raise TokenError(error, f"{self.issuer}: {error}: {words}", again=again)
+        raise TokenError(error, f"{self.issuer}: {error}" + (f": {words}" if words else ""), again=again)
 
     def _post(self, form: str, headers: dict[str, str]) -> tuple[int, bytes]:
         parts, context = urlsplit(self.issuer), self.context()

@@ -90,9 +90,7 @@ class Authority:
         authority.issue("server", [common_name(SERVER_NAME)], server=True)
         return authority
 
-    def device(
-        self, device: str, *, ends: dt.datetime | None = None, key: rsa.RSAPrivateKey | None = None
-    ) -> Issued:
+    def device(self, device: str, *, ends: dt.datetime | None = None, key: rsa.RSAPrivateKey | None = None) -> Issued:
         """Issue what a good CA issues to a device, by default with a new key on P-256."""
         return self.issue(device, [common_name(device)], ends=ends, key=key)
 

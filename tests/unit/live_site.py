@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import socketserver
 import ssl
 import struct
@@ -25,6 +26,7 @@ from paho.mqtt.properties import Properties
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+    from pathlib import Path
     from types import TracebackType
 
     from tests.plugin.pki import Authority
@@ -106,23 +108,39 @@ class Service(_Server):
     """A token service.
 
     :ivar seconds: how long its tokens are good.
-    :ivar failing: how many of the next requests are answered with 503.
+    :ivar failing: how many of the next requests are answered with `failure`: a status, and an error of OAuth.
     :ivar given: the certificates that tokens were given to, one for each.
     """
 
     def __init__(self, authority: Authority, seconds: float = 900.0) -> None:
         super().__init__(authority)
+        self.authority = authority
         self.seconds, self.failing = seconds, 0
+        self.failure = 503, "temporarily_unavailable"
         self.given: list[str] = []
 
     @property
     def issuer(self) -> str:
         return f"https://{LOCAL}:{self.port}"
 
+    def bundle(self, folder: Path, device: str = "edge-1") -> Path:
+        """Make the bundle of a device that gets its tokens here by its certificate."""
+        issued = self.authority.device(device).credentials
+        assert issued.certificate is not None
+        assert issued.key is not None
+        folder.mkdir()
+        shutil.copy(self.authority.folder / "ca.pem", folder)
+        shutil.copy(issued.certificate, folder / "certificate.pem")
+        shutil.copy(issued.key, folder / "key.pem")
+        told = {"id": device, "token": {"method": "tls_client_auth", "issuer": self.issuer}}
+        (folder / "client.json").write_text(json.dumps(told), encoding="utf-8")
+        return folder
+
     def answer(self, shown: str) -> tuple[int, dict[str, Any]]:
         if self.failing > 0:
             self.failing -= 1
-            return 503, {"error": "temporarily_unavailable"}
+            status, error = self.failure
+            return status, {"error": error}
         self.note(self.given, shown)
         token = f"{len(self.given)}.{shown}"
         return 200, {"access_token": token, "token_type": "Bearer", "expires_in": self.seconds, "scope": "W10"}
