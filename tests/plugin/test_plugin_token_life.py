@@ -102,7 +102,7 @@ def test_a_scope_does_not_limit_tokens_of_issuers_that_the_policy_limits(site: T
 def test_messages_are_refused_from_the_second_of_the_end(
     site: TokenSite, timed: tuple[Gateway, Clock], leeway: int
 ) -> None:
-    """In both directions; and the connection is closed, without its will. The leeway counts here as it does to come in."""
+    """In both directions; and the connection is closed, without its will. The leeway counts here as to come in."""
     site.issuers[0].line["leeway"] = leeway
     gateway, clock = timed
     second = int(time.time())
