@@ -549,8 +549,8 @@ class TokenClient(_Reauthentication):
 
     def connect_async(self, host: str, port: int = 8883, *arguments: Any, **how: Any) -> None:
         """Say where to connect, as paho does; the token is shown beside the properties that are given."""
-        self._more = how.pop("properties", None)
         super().connect_async(host, port, *arguments, **how)
+        self._more = self._connect_properties
 
     def _shown(self) -> Properties:
         """Return the properties of CONNECT, with a token that is worth showing."""

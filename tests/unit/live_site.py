@@ -184,12 +184,14 @@ class Broker(_Server):
 
     :ivar events: what it saw: `("connect", certificate, clean start)`, `("renewed", certificate)`, `("goodbye",)`,
         `("lost",)`, and `("refused", reason)` with the reasons of the audit.
+    :ivar expiries: how long the sessions were to be kept, one for each CONNECT; None where nothing was said.
     :ivar answers: what renewals are answered with.
     """
 
     def __init__(self, authority: Authority) -> None:
         super().__init__(authority)
         self.events: list[tuple[object, ...]] = []
+        self.expiries: list[int | None] = []
         self.answers = 0x00
         self._open: list[ssl.SSLSocket] = []
 
@@ -225,6 +227,7 @@ class Broker(_Server):
                 kind = head[0] & 0xF0
                 if kind == CONNECT:
                     told = _properties(PacketTypes.CONNECT, body[10:])
+                    self.expiries.append(getattr(told, "SessionExpiryInterval", None))
                     self.note(self.events, ("connect", shown, bool(body[7] & 0x02)))
                     good = self.judge(told, shown)
                     connection.sendall(bytes([CONNACK, 3, 0, 0 if good else REFUSED, 0]))

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from bednet import client as module
 from bednet.client import TokenClient, TokenError, TokenSource
@@ -198,6 +200,19 @@ def test_names_are_checked_as_paho_was_told(device: Device, broker: Broker) -> N
     device.client.connect("localhost", broker.port)
     device.client.loop_start()
     device.until(lambda: device.connected, "a connection")
+
+
+def test_what_connect_is_told_counts_for_each_connection(device: Device, broker: Broker) -> None:
+    """Beside the token, that is: without its expiry no session is kept."""
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho leaves it open
+    properties.SessionExpiryInterval = 60
+    device.client.connect(LOCAL, broker.port, properties=properties)
+    device.client.loop_start()
+    device.until(lambda: device.connected, "a connection")
+    device.renew_files()
+    device.client.renew()
+    device.until(lambda: device.connected == 2, "a new connection")
+    assert broker.expiries == [60, 60]
 
 
 # --- what cannot be read
