@@ -15,6 +15,8 @@
 
 This file needs paho-mqtt 2 and, for `private_key_jwt` and the method `ace`, cryptography; a device may carry it alone.
 
+All files are read anew when they are needed, so a certificate that is renewed in place is taken up without a restart.
+
 paho sends no AUTH packets. :class:`TokenClient` adds those that authentication takes (MQTT 5, 4.12), with two
 methods of paho's own, `_packet_queue` and `_packet_handle`; all that depends on them is in :class:`_Reauthentication`.
 """
@@ -22,6 +24,7 @@ methods of paho's own, `_packet_queue` and `_packet_handle`; all that depends on
 from __future__ import annotations
 
 import base64
+import hashlib
 import http.client
 import json
 import logging
@@ -31,6 +34,8 @@ import ssl
 import struct
 import threading
 import time
+import traceback
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -42,7 +47,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -71,14 +76,38 @@ _CONNECT, _AUTH, _CONNACK, _DISCONNECT, _FAILURE = 0x10, 0xF0, 0x20, 0xE0, 0x80
 class TokenError(OSError):
     """There is no token. It is an OSError so that paho, which connects again after those, does so after this one.
 
-    :ivar error: the code of RFC 6749, 5.2, such as `invalid_client`; `unreachable` when nobody answered.
+    :ivar error: the code of RFC 6749, 5.2, such as `invalid_client`; `unreachable` when nobody answered; `files` when
+        something of the device's own cannot be read.
     :ivar again: whether it may be different in a while.
+    :ivar cure: what to do, where there is more to say than `again`; the message ends with it.
     """
 
-    def __init__(self, error: str, message: str, *, again: bool) -> None:
-        super().__init__(message)
+    def __init__(self, error: str, message: str, *, again: bool, cure: str = "") -> None:
+        super().__init__(f"{message}. Cure: {cure}" if cure else message)
         self.error = error
         self.again = again
+        self.cure = cure
+
+
+@contextmanager
+def _reading(*files: Path | None, also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Make one error of all that the reading of keys, certificates and secrets raises.
+
+    A file may be half written, or of another pair than the next one, while somebody renews them: it is read again.
+
+    :raises TokenError: naming the files.
+    """
+    expected: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, *also)
+    try:
+        yield
+    except expected as exc:
+        names = " and ".join(str(file) for file in files if file is not None)
+        why = (exc.strerror or exc) if isinstance(exc, OSError) else exc
+        cure = (
+            "put the files of the bundle there, whole, as PEM without a password; "
+            "of a device that made its own key, say where that is"
+        )
+        raise TokenError("files", f"{names}: cannot be read: {why}", again=True, cure=cure) from exc
 
 
 @dataclass(frozen=True)
@@ -89,12 +118,14 @@ class Token:
     :ivar begin: when it was asked for, in seconds of the monotonic clock: a device's other clock may be wrong.
     :ivar seconds: how long from then on it is good.
     :ivar scope: what it is good for, as the service said it (RFC 9431, 3: base64url of AIF).
+    :ivar credential: what its device proved itself with: :meth:`TokenSource.credential`.
     """
 
     text: str = field(repr=False)
     begin: float
     seconds: float
     scope: str
+    credential: str = ""
 
     def left(self, now: float) -> float:
         """Return for how many seconds it is good yet.
@@ -176,12 +207,29 @@ class TokenSource:
         """Whether its tokens are of use only together with the certificate (RFC 8705, 3)."""
         return self.certificate is not None
 
+    def credential(self) -> str:
+        """Return a hash of what tokens are bound to, the certificate or else the key; empty where they are not.
+
+        :raises TokenError: when it cannot be read.
+        """
+        file = self.certificate or self.key
+        if file is None:
+            return ""
+        with _reading(file):
+            return hashlib.sha256(file.read_bytes()).hexdigest()
+
     def context(self) -> ssl.SSLContext:
-        """Return the TLS settings for the token service, and for a broker that is shown such a token."""
-        context = ssl.create_default_context(cafile=str(self.ca))
+        """Return the TLS settings for the token service, and for a broker that is shown such a token.
+
+        :raises TokenError: when a file cannot be read, or the key is not the certificate's.
+        """
+        with _reading(self.ca):
+            context = ssl.create_default_context(cafile=str(self.ca))
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self.certificate is not None:
-            context.load_cert_chain(self.certificate, self.key)
+            with _reading(self.certificate, self.key):
+                # Without a password OpenSSL would ask for one, on the terminal.
+                context.load_cert_chain(self.certificate, self.key, password="")
         return context
 
     def get(self) -> Token:
@@ -194,37 +242,42 @@ class TokenSource:
         form |= {"resource": self.resource} if self.resource else {}
         form |= {"scope": self.scope} if self.scope else {}
         begin = time.monotonic()
-        try:
-            if self.method == "client_secret_basic" and self.client_secret is not None:
+        # First: a certificate that is renewed meanwhile is then taken for one to come, which does no harm.
+        credential = self.credential()
+        if self.method == "client_secret_basic" and self.client_secret is not None:
+            with _reading(self.client_secret):
                 secret = self.client_secret.read_text(encoding="utf-8").strip()
-                pair = f"{quote(self.device, safe='')}:{quote(secret, safe='')}"
-                headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
-            elif self.method == "private_key_jwt":
-                form |= {"client_assertion_type": ASSERTION_TYPE, "client_assertion": self._assertion(int(time.time()))}
-            else:
-                form["client_id"] = self.device
+            pair = f"{quote(self.device, safe='')}:{quote(secret, safe='')}"
+            headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+        elif self.method == "private_key_jwt":
+            form |= {"client_assertion_type": ASSERTION_TYPE, "client_assertion": self._assertion(int(time.time()))}
+        else:
+            form["client_id"] = self.device
+        try:
             status, body = self._post(urlencode(form), headers)
+        except TokenError:
+            raise
         except (OSError, http.client.HTTPException) as exc:
             raise TokenError("unreachable", f"{self.issuer}: {exc}", again=True) from exc
         try:
             answer = json.loads(body)
             if status == HTTP_OK:
                 text, seconds = str(answer["access_token"]), float(answer["expires_in"])
-                return Token(text, begin, seconds, str(answer.get("scope", "")))
+                return Token(text, begin, seconds, str(answer.get("scope", "")), credential)
             error, words = str(answer["error"]), str(answer.get("error_description", ""))
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
             message = f"{self.issuer} answers with the status {status}, and with nothing of OAuth"
             raise TokenError("unreachable", message, again=status >= HTTP_SERVER_ERROR) from exc
         again = status >= HTTP_SERVER_ERROR or status == HTTP_TOO_MANY
-        raise TokenError(error, f"{self.issuer}: {error}: {words}", again=again)
+        raise TokenError(error, f"{self.issuer}: {error}" + (f": {words}" if words else ""), again=again)
 
     def _post(self, form: str, headers: dict[str, str]) -> tuple[int, bytes]:
-        parts = urlsplit(self.issuer)
+        parts, context = urlsplit(self.issuer), self.context()
         connection = http.client.HTTPSConnection(str(parts.hostname), parts.port or 443, timeout=TIMEOUT_SECONDS)
         try:
             plain = socket.create_connection((self.address or connection.host, connection.port), TIMEOUT_SECONDS)
             # Handed over before it connects: the address may be another one than the name's.
-            connection.sock = self.context().wrap_socket(plain, server_hostname=connection.host)
+            connection.sock = context.wrap_socket(plain, server_hostname=connection.host)
             connection.request("POST", "/token", form, headers)
             answer = connection.getresponse()
             return answer.status, answer.read(MOST_BYTES)
@@ -265,12 +318,14 @@ class TokenSource:
 
     def _signer(self) -> tuple[str, Callable[[bytes], bytes]]:
         """Return by which algorithm the key signs (RFC 7518, 3.1; RFC 8037), and what does it."""
-        from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415 - not for every method
+        from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - not for every method
+        from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415
         from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils  # noqa: PLC0415
 
         if self.key is None:
             raise TokenError("key", "there is no key to sign with", again=False)
-        key = serialization.load_pem_private_key(self.key.read_bytes(), None)
+        with _reading(self.key, also=(UnsupportedAlgorithm,)):
+            key = serialization.load_pem_private_key(self.key.read_bytes(), None)
         if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in CURVES:
             curve, size = key, (key.curve.key_size + 7) // 8
             hashed = hashes.SHA256() if CURVES[key.curve.name] == "ES256" else hashes.SHA384()
@@ -321,6 +376,36 @@ def ace(token: str, packet: int) -> Properties:
     return properties
 
 
+class _Anew(ssl.SSLContext):
+    """TLS settings that are read from the files for each connection: paho takes settings only once.
+
+    To load another chain into settings that are kept would not do: if its key is of another kind it stands beside the
+    first, and OpenSSL may show that.
+
+    :ivar credential: what the last connection showed: :meth:`TokenSource.credential`.
+    """
+
+    source: TokenSource
+    credential: str
+
+    def __new__(cls, source: TokenSource) -> _Anew:
+        context = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+        context.source, context.credential = source, ""
+        return context
+
+    def wrap_socket(self, *arguments: Any, **how: Any) -> ssl.SSLSocket:
+        """Begin TLS with what the files hold now.
+
+        :raises TokenError: when they cannot be read.
+        """
+        # In this order, as in TokenSource.get.
+        credential = self.source.credential()
+        context = self.source.context()
+        context.check_hostname = self.check_hostname
+        self.credential = credential
+        return context.wrap_socket(*arguments, **how)
+
+
 class _Reauthentication(mqtt.Client):
     """paho with AUTH packets (MQTT 5, 3.15). Tested with 2.1; what is below uses two methods that are paho's own.
 
@@ -356,6 +441,10 @@ class _Reauthentication(mqtt.Client):
     def authenticated(self, reason: int) -> None:
         """Take the answer; for the class that inherits."""
 
+    def leave(self) -> None:
+        """Say good-bye in words that paho does not know of: it takes the connection for lost, and comes again."""
+        self._packet_queue(_DISCONNECT, bytes([_DISCONNECT, 0]), 0, 0)
+
     def _packet_queue(self, command: int, *packet: Any) -> MQTTErrorCode:
         with self._order:
             if self.asking and command & 0xF0 not in (_CONNECT, _AUTH, _DISCONNECT):
@@ -370,6 +459,9 @@ class _Reauthentication(mqtt.Client):
             held, self._held = self._held, []
             for packet in held:
                 super()._packet_queue(*packet)
+
+    def admitted(self) -> None:
+        """Take the news that a CONNECT was accepted; for the class that inherits."""
 
     def refused(self) -> None:
         """Take the news that a CONNECT was refused; likewise."""
@@ -399,6 +491,10 @@ class _Reauthentication(mqtt.Client):
                 self.refused()
             else:
                 self.answered()
+                result = super()._packet_handle()
+                # Last, for only now paho knows that it is connected.
+                self.admitted()
+                return result
         return super()._packet_handle()
 
 
@@ -410,14 +506,19 @@ class TokenClient(_Reauthentication):
     the session goes on until the token ends; the gateway closes it then, and paho connects again as soon as there is
     a token. Use it as any paho client; `connect`, `loop_start` and the callbacks are paho's.
 
+    Where the certificate was renewed in place, the next renewal connects anew, since the gateway knows the old one:
+    with a DISCONNECT, so no will is sent, and without a clean start unless `connect` was told so. What comes in that
+    second is kept if the session has an expiry, as for any connection that is lost.
+
     With the method `ace` (RFC 9431) the gateway asks for a proof that the token's key is this device's. That is for
     tokens that are bound to a key, and no certificate comes along (`private_key_jwt`): they are good for nothing else.
 
     :param source: where its tokens come from; TLS is set from it, with the certificate if tokens are bound to that.
     :param proves: whether to go by `ace`; by default where nothing else would do.
     :raises ValueError: when there is no key for that.
-    :param on_renewed: called after each renewal with the new token's life in seconds, or the error; from paho's thread
-        or the renewing one.
+    :raises TokenError: when the source's files cannot be read: see :class:`TokenSource`.
+    :param on_renewed: called after each renewal with the new token's life in seconds, or the error, after which it is
+        tried again; from paho's thread or the renewing one.
     """
 
     def __init__(
@@ -436,22 +537,33 @@ class TokenClient(_Reauthentication):
         self._on_renewed = on_renewed
         self._token: Token | None = None
         self._next: Token | None = None
+        self._begun: Token | None = None
         self._more: Properties | None = None
         self._timer: threading.Timer | None = None
+        self._left = False
         self._guard = threading.RLock()
-        self.tls_set_context(source.context())
+        # Files that are missing are told of here, and not in paho's thread.
+        source.context()
+        self._tls = _Anew(source)
+        self.tls_set_context(self._tls)
 
     def connect_async(self, host: str, port: int = 8883, *arguments: Any, **how: Any) -> None:
         """Say where to connect, as paho does; the token is shown beside the properties that are given."""
-        self._more = how.pop("properties", None)
         super().connect_async(host, port, *arguments, **how)
+        self._more = self._connect_properties
 
     def _shown(self) -> Properties:
         """Return the properties of CONNECT, with a token that is worth showing."""
         with self._guard:
-            if self._token is None or self._token.left(time.monotonic()) < LEAST_SECONDS:
-                self._token = self.source.get()
-            shown = (ace if self.proves else oauthbearer)(self._token.text, PacketTypes.CONNECT)
+            token = self._token
+            if (
+                token is None
+                or token.left(time.monotonic()) < LEAST_SECONDS
+                or token.credential != self.source.credential()
+            ):
+                token = self._token = self.source.get()
+            self._begun = token
+            shown = (ace if self.proves else oauthbearer)(token.text, PacketTypes.CONNECT)
         for name in shown.names:
             attribute = name.replace(" ", "")
             if not attribute.startswith("Authentication") and hasattr(self._more, attribute):
@@ -463,36 +575,50 @@ class TokenClient(_Reauthentication):
 
         :raises TokenError: when there is none; paho tries again later.
         """
-        self._connect_properties = self._shown()
+        self._left = False
+        try:
+            self._connect_properties = self._shown()
+        except TokenError as exc:
+            logger.warning("%s: no token to connect with: %s", self.source.device, exc)
+            raise
+        except Exception as exc:
+            error = _told(exc)
+            logger.warning("%s: no token to connect with: %s", self.source.device, error)
+            # Of anything but an OSError paho's thread would die.
+            raise error from exc
         with self._order:
             # A connection that was lost between question and answer.
             self.answered()
             self.asking = self.proves
-        with self._guard:
-            if self._token is not None:
-                self._renew_in(self._token.left(time.monotonic()) - self._token.seconds * (1 - RENEW_AT))
         return super().reconnect()
 
     def disconnect(self, *arguments: Any, **how: Any) -> MQTTErrorCode:
         """Say good-bye, and renew no more."""
         with self._guard:
+            self._left = True
             if self._timer is not None:
                 self._timer.cancel()
-                self._timer = None
         return super().disconnect(*arguments, **how)
 
     def renew(self) -> None:
-        """Renew now: get a token, and show it in the session.
+        """Renew now: get a token, and show it in the session, or in a new one if the certificate is another one.
 
         :raises TokenError: when there is none.
         """
         token = self.source.get()
         with self._guard:
-            self._next = token
             # Whatever comes in between: a new connection begins with the newer one.
             if not self.is_connected():
                 self._token = token
                 return
+            self._next = token
+            anew = self.source.is_bound and token.credential != self._tls.credential
+            if anew:
+                self._token = token
+        if anew:
+            logger.info("%s: connects anew, with the certificate that it has now", self.source.device)
+            self.leave()
+            return
         shown = (ace if self.proves else oauthbearer)(token.text, PacketTypes.AUTH)
         self.reauthenticate(shown, asking=self.proves)
 
@@ -512,40 +638,85 @@ class TokenClient(_Reauthentication):
         """Take the gateway's answer to a renewal."""
         with self._guard:
             token, self._next = self._next, None
-            if reason != _SUCCESS or token is None:
-                logger.warning("%s: a renewal was answered with the reason 0x%02x", self.source.device, reason)
+            if token is None:
+                logger.warning("%s: an answer with the reason 0x%02x to no question", self.source.device, reason)
                 return
-            self._token = token
-            self.renewals += 1
-            self._renew_in(token.seconds * RENEW_AT)
-        logger.info("%s: renewed, good for %.0f s", self.source.device, token.seconds)
-        if self._on_renewed is not None:
-            self._on_renewed(token.seconds)
+            if reason == _SUCCESS:
+                self._token = token
+        if reason == _SUCCESS:
+            self._renewed(token, token.seconds * RENEW_AT)
+        else:
+            self._failed(TokenError("refused", f"the gateway answers with the reason 0x{reason:02x}", again=True))
+
+    def admitted(self) -> None:
+        """Count the half of the token's life from when it was asked for, not from now."""
+        with self._guard:
+            token, renewed = self._begun, self._next
+            self._next = None
+        if token is None:
+            return
+        due = token.left(time.monotonic()) - token.seconds * (1 - RENEW_AT)
+        if token is renewed:
+            self._renewed(token, due)
+        else:
+            self._renew_in(due)
 
     def refused(self) -> None:
         """Forget a token that a gateway does not take, or does not take any more."""
         with self._guard:
-            self._token = None
+            self._token = self._next = None
 
-    def _renew_in(self, seconds: float, retry: float = RETRY_SECONDS) -> None:
+    def _renewed(self, token: Token, due: float) -> None:
         with self._guard:
+            self.renewals += 1
+            self._renew_in(due)
+        logger.info("%s: renewed, good for %.0f s", self.source.device, token.seconds)
+        self._tell(token.seconds)
+
+    def _failed(self, error: TokenError, retry: float | None = None) -> None:
+        logger.warning("%s: no new token: %s", self.source.device, error)
+        wait = RETRY_SECONDS if retry is None else retry
+        self._renew_in(wait, min(wait * 2, LONGEST_RETRY_SECONDS))
+        self._tell(error)
+
+    def _tell(self, what: float | TokenError) -> None:
+        if self._on_renewed is None:
+            return
+        try:
+            self._on_renewed(what)
+        except Exception:
+            logger.exception("%s: on_renewed fails; renewing goes on", self.source.device)
+
+    def _renew_in(self, seconds: float, retry: float | None = None) -> None:
+        with self._guard:
+            if self._left:
+                return
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = threading.Timer(max(0.0, seconds), self._renew_by_timer, (retry,))
             self._timer.daemon = True
             self._timer.start()
 
-    def _renew_by_timer(self, retry: float) -> None:
+    def _renew_by_timer(self, retry: float | None) -> None:
         try:
             self.renew()
-        except TokenError as exc:
-            logger.warning("%s: no new token: %s", self.source.device, exc)
-            with self._guard:
-                # Without a timer somebody has said good-bye meanwhile.
-                if self._timer is not None:
-                    self._renew_in(retry, min(retry * 2, LONGEST_RETRY_SECONDS))
-            if self._on_renewed is not None:
-                self._on_renewed(exc)
+        except Exception as exc:
+            # Whatever it is, the next renewal must come.
+            self._failed(_told(exc), retry)
+
+
+def _told(exc: Exception) -> TokenError:
+    """Return an error as one that paho takes and on_renewed is told.
+
+    Of one that nobody expects only the kind and the place are said: its words might be a secret's.
+    """
+    if isinstance(exc, TokenError):
+        return exc
+    frame = traceback.extract_tb(exc.__traceback__)[-1]
+    message = f"{type(exc).__name__} in {frame.name} ({frame.filename}:{frame.lineno})"
+    error = TokenError("unexpected", message, again=True, cure="report it; it is tried again meanwhile")
+    error.__cause__ = exc
+    return error
 
 
 __all__ = ["METHODS", "Token", "TokenClient", "TokenError", "TokenSource", "ace", "oauthbearer"]

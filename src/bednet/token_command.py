@@ -31,7 +31,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("token", help="get a token for a device, from the site's token service")
     parser.add_argument("site", type=Path, metavar="SITE", help="the site's folder")
     parser.add_argument("--device", required=True, metavar="ID", help="whose token")
-    parser.add_argument("--bundle", required=True, type=Path, metavar="DIR", help="the device's bundle")
+    parser.add_argument(
+        "--bundle", type=Path, default=Path(), metavar="DIR", help="the device's bundle (default: the current folder)"
+    )
     parser.add_argument("--key", type=Path, metavar="FILE", help="the key of a device that made its own")
     parser.add_argument("--address", metavar="HOST", help="where the service is, if its name leads nowhere from here")
     parser.add_argument("--resource", metavar="URI", help="for one gateway alone, as mqtts://NAME (RFC 8707)")
@@ -58,7 +60,10 @@ def _token(arguments: argparse.Namespace) -> int:
         token = _source(arguments).get()
     except TokenError as exc:
         cure = "try again in a while" if exc.again else "see the journal of bednet-token-service on its host"
-        raise TokenCommandError(f"bednet token: {exc}. Cure: {cure}") from exc
+        raise TokenCommandError(f"bednet token: {exc}" if exc.cure else f"bednet token: {exc}. Cure: {cure}") from exc
+    except FileNotFoundError as exc:
+        message = f"bednet token: {arguments.bundle.absolute()} is no bundle: it has no client.json"
+        raise TokenCommandError(f"{message}. Cure: name the folder of {device.id}'s bundle with --bundle") from exc
     except (ValueError, OSError) as exc:
         raise TokenCommandError(f"bednet token: {exc}. Cure: name the folder of this device's bundle") from exc
     if arguments.output is None:
@@ -75,9 +80,10 @@ def _source(arguments: argparse.Namespace) -> TokenSource:
     from bednet.client import TokenSource  # noqa: PLC0415
 
     more = {name: getattr(arguments, name) for name in ("key", "address", "resource")}
-    source = TokenSource.of_bundle(arguments.bundle, **{name: value for name, value in more.items() if value})
+    folder = arguments.bundle.absolute()
+    source = TokenSource.of_bundle(folder, **{name: value for name, value in more.items() if value})
     if source.device != arguments.device:
-        raise ValueError(f"{arguments.bundle} is the bundle of {source.device}")
+        raise ValueError(f"{folder} is the bundle of {source.device}")
     return source
 
 

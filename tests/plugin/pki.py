@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from bednet.probe import Credentials
@@ -90,9 +90,9 @@ class Authority:
         authority.issue("server", [common_name(SERVER_NAME)], server=True)
         return authority
 
-    def device(self, device: str, *, ends: dt.datetime | None = None) -> Issued:
-        """Issue what a good CA issues to a device."""
-        return self.issue(device, [common_name(device)], ends=ends)
+    def device(self, device: str, *, ends: dt.datetime | None = None, key: rsa.RSAPrivateKey | None = None) -> Issued:
+        """Issue what a good CA issues to a device, by default with a new key on P-256."""
+        return self.issue(device, [common_name(device)], ends=ends, key=key)
 
     def issue(
         self,
@@ -101,9 +101,10 @@ class Authority:
         *,
         ends: dt.datetime | None = None,
         server: bool = False,
+        key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None,
     ) -> Issued:
         """Issue a certificate with any subject."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = key or ec.generate_private_key(ec.SECP256R1())
         usage = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
         builder = (
             x509.CertificateBuilder()

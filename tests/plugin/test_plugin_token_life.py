@@ -98,8 +98,12 @@ def test_a_scope_does_not_limit_tokens_of_issuers_that_the_policy_limits(site: T
 # --- the end
 
 
-def test_messages_are_refused_from_the_second_of_the_end(site: TokenSite, timed: tuple[Gateway, Clock]) -> None:
-    """In both directions; and the connection is closed, without its will."""
+@pytest.mark.parametrize("leeway", [0, 30])
+def test_messages_are_refused_from_the_second_of_the_end(
+    site: TokenSite, timed: tuple[Gateway, Clock], leeway: int
+) -> None:
+    """In both directions; and the connection is closed, without its will. The leeway counts here as to come in."""
+    site.issuers[0].line["leeway"] = leeway
     gateway, clock = timed
     second = int(time.time())
     clock.set(second)
@@ -114,11 +118,12 @@ def test_messages_are_refused_from_the_second_of_the_end(site: TokenSite, timed:
     ):
         assert other.subscribe("sensors/tok-1/#")[0].granted
         assert session.subscribe("commands/tok-1")[0].granted
-        clock.set(second + 9)
+        clock.set(second + 9 + leeway)
         assert session.publish("sensors/tok-1/t", b"last").granted
         assert other.publish("commands/tok-1", b"last").granted
         session.until(lambda message: message.payload == b"last", "the last message")
-        clock.set(second + 10)
+        assert gateway.count(event="disconnected") == 0
+        clock.set(second + 10 + leeway)
         # At once, before the tick that closes the connection: each message is asked about.
         session.send("sensors/tok-1/t", b"too late")
         assert other.publish("commands/tok-1", b"too late").granted

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from bednet.client import Token, TokenClient, TokenError, TokenSource
 from bednet.probe import Credentials
@@ -91,16 +93,20 @@ class Tokens:
 class Connected:
     """A device with bednet.client, as a context manager: entered when it is let in.
 
+    :param expiry: for how many seconds the gateway keeps its session when it is gone.
     :param how: parameters of its source of tokens, instead of what its bundle says.
+    :ivar resumed: for each connection whether it found its session.
     """
 
     def __init__(
-        self, tokens: Tokens, device: str, gateway: str = "gateway-1", *subscriptions: str, **how: Any
+        self, tokens: Tokens, device: str, gateway: str = "gateway-1", *subscriptions: str, expiry: int = 0, **how: Any
     ) -> None:
         self.renewed: list[float | TokenError] = []
         self.heard: list[bytes] = []
         self.lost: list[str] = []
+        self.resumed: list[bool] = []
         self.connections = 0
+        self._expiry = expiry
         self._changed = threading.Condition()
         source = tokens.source(device, **how)
         self.client = TokenClient(source, on_renewed=self._note(self.renewed))
@@ -119,8 +125,9 @@ class Connected:
 
         return note
 
-    def _connected(self, client: Any, _data: Any, _flags: Any, reason: Any, _more: Any) -> None:
+    def _connected(self, client: Any, _data: Any, flags: Any, reason: Any, _more: Any) -> None:
         if not reason.is_failure:
+            self.resumed.append(flags.session_present)
             for topic in self._subscriptions:
                 client.subscribe(topic, qos=1)
             with self._changed:
@@ -150,7 +157,9 @@ class Connected:
 
     def __enter__(self) -> Connected:
         self.client.reconnect_delay_set(1, 2)
-        self.client.connect(*self._where)
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho leaves it open
+        properties.SessionExpiryInterval = self._expiry
+        self.client.connect(*self._where, properties=properties)
         self.client.loop_start()
         self.until(lambda: self.connections, "a connection")
         return self

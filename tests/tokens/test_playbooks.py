@@ -91,8 +91,10 @@ def test_a_revoked_token_is_gone_at_once_and_everywhere_and_no_other(lab: Lab, t
         # The helper comes back with a new token; those from before are refused.
         own.until(lambda: own.connections > 1, "a new session")
         assert other.lost == []
+    audit = Audit(tokens.host)
     answer = enter(tokens.listener("edge-2"), tokens.credentials("edge-2", kept))
     assert answer.code == NOT_AUTHORIZED
+    assert audit.line(event="refused", action="connect")["reason"] == "token-revoked"
     assert enter(tokens.listener("edge-2"), tokens.credentials("edge-2", source.get())).accepted
 
 

@@ -270,7 +270,7 @@ def test_what_was_held_back_is_not_forgotten_with_the_connection(
     prover: tuple[TokenClient, list[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, packets = prover
-    client._token = Token(SECRET, time.monotonic(), 900.0, "")
+    client._token = Token(SECRET, time.monotonic(), 900.0, "", client.source.credential())
     client.reauthenticate(ace("TOKEN", PacketTypes.AUTH), asking=True)
     client._packet_queue(0x32, b"a publish", 1, 1)
     seen = []
@@ -286,7 +286,7 @@ def connecting(
 ) -> tuple[TokenClient, list[bytes]]:
     """A client that has sent its CONNECT; the gateway has not answered yet."""
     client, packets = prover
-    client._token = Token(SECRET, time.monotonic(), 900.0, "")
+    client._token = Token(SECRET, time.monotonic(), 900.0, "", client.source.credential())
     monkeypatch.setattr(mqtt.Client, "reconnect", lambda paho: paho._packet_queue(0x10, b"a connect", 0, 0))
     client.reconnect()
     return client, packets
@@ -317,7 +317,7 @@ def test_what_was_published_goes_to_no_gateway_that_refused(connecting: tuple[To
     client._packet_queue(0x32, b"a publish", 1, 1)
     connack(client, 0x87)
     assert packets == [b"a connect"]
-    client._token = Token(SECRET, time.monotonic(), 900.0, "")
+    client._token = Token(SECRET, time.monotonic(), 900.0, "", client.source.credential())
     client.reconnect()
     client.disconnect()
     # Before the CONNECT it is in the hands of paho, which forgets it or repeats it, as its QoS says.
@@ -328,7 +328,7 @@ def test_who_has_no_question_to_expect_holds_nothing_back(
     bundles: Path, prover: tuple[TokenClient, list[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, packets = TokenClient(TokenSource.of_bundle(bundles / "private_key_jwt")), prover[1]
-    client._token = Token(SECRET, time.monotonic(), 900.0, "")
+    client._token = Token(SECRET, time.monotonic(), 900.0, "", client.source.credential())
     monkeypatch.setattr(mqtt.Client, "reconnect", lambda _paho: None)
     client.reconnect()
     client.disconnect()

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from bednet.commands import checked_site
+from bednet.site import load_site
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("roles/*/README.md")})
@@ -84,6 +85,14 @@ def test_device_snippets_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "devices.yml").write_text(yaml.safe_dump({"version": 1, "devices": devices}), "utf-8")
     site = checked_site(tmp_path, "P-256")
     assert [device.id for device in site.devices.values()] == [device["id"] for device in devices]
+
+
+@pytest.mark.parametrize("page", ["tokens", "plugin"])
+def test_the_last_second_of_a_token_is_that_of_the_example_plant(page: str) -> None:
+    """That gateways hold to it is in tests/plugin/test_plugin_token.py."""
+    (service,) = (issuer for issuer in load_site(ROOT / "inventories/example-plant").issuers.values() if issuer.service)
+    named = re.findall(r"`exp` \+ (\d+)", (ROOT / f"docs/{page}.md").read_text(encoding="utf-8"))
+    assert [int(number) for number in named] == [service.leeway - 1, service.leeway]
 
 
 def test_inventory_snippets_are_read_as_meant(tmp_path: Path) -> None:
