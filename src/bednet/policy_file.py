@@ -275,12 +275,11 @@ class _Reader:
             return None
         issuer, name, stated = _text(token.get("issuer")), _text(token.get("id")), token.get("attributes")
         roles = tuple(text for text, _ in _texts(token.get("roles")))
-        if not issuer or not name or not roles:
-            return None
         values = dict(stated.items()) if stated is not None else {}
-        found = TokenDevice(
-            issuer, name, roles, {key: value.value for key, value in values.items() if isinstance(value.value, str)}
-        )
+        texts = {key: value.value for key, value in values.items() if isinstance(value.value, str)}
+        if not issuer or not name or not roles or len(texts) < len(values):
+            return None
+        found = TokenDevice(issuer, name, roles, texts)
         places = {key: value.place for key, value in token.items()}
         places |= {f"attributes/{key}": value.place for key, value in values.items()}
         self.tokens.append(TokenOfTest(found, token.place, places))
