@@ -64,7 +64,8 @@ def _jwk(number: int, kid: str, **more: object) -> Json:
     return {"kid": kid, "kty": "RSA", "n": _number(numbers.n), "e": "AQAB", **more}
 
 
-def _with_certificate(number: int, kid: str, **more: object) -> Json:
+def published_key(number: int, kid: str, **more: object) -> Json:
+    """Return one of :func:`keys` as most providers publish it, with its certificate."""
     der = _certificate(number)
     thumbprint = encode(hashlib.sha1(der).digest())  # noqa: S324 - RFC 7517, 4.8 says so
     return _jwk(number, kid, x5c=[base64.b64encode(der).decode()], x5t=thumbprint, **more)
@@ -73,14 +74,14 @@ def _with_certificate(number: int, kid: str, **more: object) -> Json:
 def _published(name: str, kid: str) -> list[Json]:
     """Return the keys of a provider, of which the first for signatures is `kid`."""
     if name == "keycloak":
-        other = _with_certificate(1, "enc-1", alg="RSA-OAEP", use="enc")
-        return [other, _with_certificate(0, kid, alg="RS256", use="sig")]
+        other = published_key(1, "enc-1", alg="RSA-OAEP", use="enc")
+        return [other, published_key(0, kid, alg="RS256", use="sig")]
     if name.startswith("entra"):
         more: Json = {"use": "sig", "issuer": "https://login.microsoftonline.com/{tenantid}/v2.0"}
-        return [_with_certificate(0, kid, **more), _with_certificate(1, "next", **more)]
+        return [published_key(0, kid, **more), published_key(1, "next", **more)]
     if name == "auth0":
         usual = {"alg": "RS256", "use": "sig"}
-        return [_with_certificate(0, kid, **usual), _with_certificate(1, "next", **usual)]
+        return [published_key(0, kid, **usual), published_key(1, "next", **usual)]
     if name == "kubernetes":
         return [_jwk(0, kid, alg="RS256", use="sig")]
     return [_jwk(1, "older", alg="RS256", use="sig"), _jwk(0, kid, alg="RS256", use="sig")]
