@@ -21,6 +21,7 @@ from bednet.acl_file import acl_problems, compile_acl_file
 from bednet.difference import difference
 from bednet.errors import SiteError
 from bednet.explain import explanation
+from bednet.issuers import TokenDevice, token_faults
 from bednet.matrix import matrix_of
 from bednet.moment import parse_instant
 from bednet.policy import Access, Moment, Verdict
@@ -73,7 +74,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         )
     explain = subparsers.add_parser("explain", help="say whether a device may do something, and which rule decides")
     explain.set_defaults(run=_explain)
+    explain.set_defaults(refuse=explain.error)
     explain.add_argument("--device", required=True, metavar="ID", help="the device's id")
+    explain.add_argument(
+        "--issuer", metavar="NAME", help="ask about a device that only a token of this issuer describes"
+    )
+    explain.add_argument("--role", action="append", default=[], metavar="ROLE", help="a role that its token gives")
+    explain.add_argument(
+        "--attribute",
+        action="append",
+        default=[],
+        type=_attribute,
+        metavar="NAME=VALUE",
+        help="what its token says for a placeholder",
+    )
     wish = explain.add_mutually_exclusive_group(required=True)
     wish.add_argument("--publish", metavar="TOPIC", help="the topic to publish to")
     wish.add_argument("--subscribe", metavar="FILTER", help="the topic filter to subscribe to")
@@ -109,6 +123,13 @@ def _instant(text: str) -> dt.datetime:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
     # The offset stays as it was written, for the answer.
     return dt.datetime.fromisoformat(text.upper().replace(" ", "T"))
+
+
+def _attribute(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not name or not sign:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, as in location=hall-1")
+    return name, value
 
 
 def _address(text: str) -> Address:
@@ -275,15 +296,27 @@ def _listed(device: Device) -> dict[str, object]:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
+    if arguments.issuer is None and (arguments.role or arguments.attribute):
+        arguments.refuse("arguments --role and --attribute: need --issuer")
+    if arguments.issuer is not None and arguments.access_control == "acl_file":
+        arguments.refuse("argument --issuer: tokens need the plugin, and goes not with --access-control acl_file")
     site = load_site(arguments.site)
     access = Access.SUBSCRIBE if arguments.publish is None else Access.PUBLISH
     topic = arguments.subscribe if arguments.publish is None else arguments.publish
     moment = Moment(arguments.at, arguments.address)
-    decision, words = explanation(
-        site, arguments.device, access, topic, moment, access_control=arguments.access_control
-    )
+    device: str | TokenDevice = arguments.device
+    if arguments.issuer is not None:
+        device = TokenDevice(arguments.issuer, arguments.device, tuple(arguments.role), dict(arguments.attribute))
+        if faults := list(token_faults(device, site.issuers, site.role_profiles, site.devices)):
+            for fault in faults:
+                sys.stderr.write(f"bednet: {fault.message}. Cure: {fault.cure}. [{fault.code}]\n")
+            return 1
+    decision, words = explanation(site, device, access, topic, moment, access_control=arguments.access_control)
     if decision.verdict is Verdict.UNKNOWN_DEVICE:
-        sys.stderr.write(f"bednet: {decision.reason}. Cure: name a device that is listed there. [unknown-device]\n")
+        cure = "name a device that is listed there"
+        if any(issuer.roles for issuer in site.issuers.values()):
+            cure += "; or say with --issuer, --role and --attribute what its token says"
+        sys.stderr.write(f"bednet: {decision.reason}. Cure: {cure}. [unknown-device]\n")
         return 1
     sys.stdout.write(words)
     return 0

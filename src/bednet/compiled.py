@@ -159,7 +159,8 @@ def _issuer(issuer: Issuer, names: Mapping[str, list[str]]) -> dict[str, object]
             key = f"{ROLE_PROFILE}{role}"
             claims = [issuer.attributes[name] for name in names[key]]
             mapped.append({"value": value, "profile": key, "claims": claims})
-        roles = {"claim": issuer.roles_claim, "map": mapped}
+        separator = {"separator": issuer.roles_separator} if issuer.roles_separator else {}
+        roles = {"claim": issuer.roles_claim, **separator, "map": mapped}
     return {
         "issuer": issuer.issuer,
         "name": issuer.name,

@@ -171,7 +171,7 @@ def _issuers(old: Site, new: Site) -> Iterator[str]:
 def _fields(before: Issuer, after: Issuer) -> Iterator[tuple[str, str, str]]:
     names = (
         *("issuer", "service", "audience", "algorithms", "leeway", "longest", "typ", "scope", "claim", "prefix"),
-        *("roles_claim", "attributes", "jwks_url"),
+        *("roles_claim", "roles_separator", "attributes", "jwks_url"),
     )
     for name in names:
         yield name, _shown(getattr(before, name)), _shown(getattr(after, name))
@@ -186,7 +186,7 @@ def _shown(value: object) -> str:
         return ", ".join(map(str, value))
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {item}" for key, item in value.items()) or "(none)"
-    return "(none)" if value in (None, "") else str(value)
+    return "(none)" if value in (None, "") else "(a space)" if value == " " else str(value)
 
 
 def _given(site: Site, issuer: Issuer | None, value: str) -> list[_Line]:

@@ -20,34 +20,35 @@ if TYPE_CHECKING:
 
     from bednet.moment import Address, Moment
     from bednet.policy import Decision, Rule
-    from bednet.site import Site
+    from bednet.site import Site, TokenDevice
 
 LOOK_AHEAD_DAYS = 16
 """Windows come again each week; two weeks and a bit see past a week in which the clocks skip one."""
 
 
-def changes_at(site: Site, device_id: str, access: Access, topic: str, moment: Moment) -> dt.datetime | None:
+def changes_at(site: Site, device: str | TokenDevice, access: Access, topic: str, moment: Moment) -> dt.datetime | None:
     """Return when the decision turns, counted from `moment`; None when that is not within the next days or never.
 
+    :param device: the id of one of devices.yml, or what a token says of one.
     :raises TopicError: when `topic` is not a topic name (publish) or not a topic filter (subscribe).
     """
-    if moment.at is None or device_id not in site.devices:
+    if moment.at is None or (isinstance(device, str) and device not in site.devices):
         return None
-    now = decide(site, device_id, access, topic, moment).allowed
-    windows = {window for grant in site.grants[device_id] for window in grant.rule.during}
+    now = decide(site, device, access, topic, moment).allowed
+    windows = {window for grant in site.grants_of(device) for window in grant.rule.during}
     edges = {edge for window in windows for edge in window.edges(moment.at, LOOK_AHEAD_DAYS)}
-    until = site.devices[device_id].until
+    until = _end(site, device)
     if until is not None and until > moment.at:
         edges.add(until)
     for edge in sorted(edges):
-        if decide(site, device_id, access, topic, replace(moment, at=edge)).allowed is not now:
+        if decide(site, device, access, topic, replace(moment, at=edge)).allowed is not now:
             return edge
     return None
 
 
 def explanation(
     site: Site,
-    device_id: str,
+    device: str | TokenDevice,
     access: Access,
     topic: str,
     moment: Moment,
@@ -56,30 +57,32 @@ def explanation(
 ) -> tuple[Decision, str]:
     """Decide, and say it in words, with a line end.
 
+    :param device: the id of one of devices.yml, or what a token says of one.
     :param access_control: what decides on the gateways, ``plugin`` or ``acl_file``.
     :raises TopicError: when `topic` is not a topic name (publish) or not a topic filter (subscribe).
     """
-    decision = decide(site, device_id, access, topic, moment)
+    decision = decide(site, device, access, topic, moment)
+    name = device if isinstance(device, str) else device.id
     may = "may" if decision.allowed else "may NOT"
     verb = "publish" if access is Access.PUBLISH else "subscribe"
     asked = [f"at {moment.at.isoformat()}" if moment.at else "", f"from {moment.address}" if moment.address else ""]
-    lines = [" ".join(part for part in (f"{device_id} {may} {verb} to {topic}", *asked) if part)]
+    lines = [" ".join(part for part in (f"{name} {may} {verb} to {topic}", *asked) if part)]
     lines.append(f"  because {decision.reason}")
     if decision.rule is not None:
         lines.append(f"  rule {decision.rule.id}")
     lines += [f"  {line}" for line in _conditions(decision, moment)]
-    if (end := changes_at(site, device_id, access, topic, moment)) is not None:
+    if (end := changes_at(site, device, access, topic, moment)) is not None:
         lines.append(f"  until {_shown(end, moment)}")
-    elif moment.at is None and decision.allowed and (until := _end(site, device_id)) is not None:
+    elif moment.at is None and decision.allowed and (until := _end(site, device)) is not None:
         lines.append(f"  until {instant_text(until)}, when its access ends")
     if access is Access.SUBSCRIBE and not decision.allowed:
         lines += _subscription(decision, access_control)
     return decision, "\n".join(lines) + "\n"
 
 
-def _end(site: Site, device_id: str) -> dt.datetime | None:
-    device = site.devices.get(device_id)
-    return device.until if device is not None else None
+def _end(site: Site, device: str | TokenDevice) -> dt.datetime | None:
+    listed = site.devices.get(device) if isinstance(device, str) else None
+    return listed.until if listed is not None else None
 
 
 def _shown(end: dt.datetime, moment: Moment) -> str:

@@ -5,6 +5,8 @@
 - :func:`read_issuers`: makes them of a file that was read, and of the keys in the site's folder.
 - :func:`role_profiles`: the rules of devices that only a token describes.
 - :func:`missing_claims`: what such a token would have to say, and policy.yml does not know where.
+- :class:`TokenDevice`: a device as a token describes it; :func:`token_faults`: why there can be none;
+  :func:`token_grants`: what it may do.
 """
 
 from __future__ import annotations
@@ -14,16 +16,16 @@ import re
 import urllib.parse
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bednet import store
-from bednet.devices import RESERVED_PREFIX
+from bednet.devices import RESERVED_PREFIX, bad_id, bad_value
 from bednet.errors import Place, Problem
-from bednet.policy import Effect, placeholders
+from bednet.policy import Effect, Grant, fill_in, placeholders
 from bednet.shape import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from bednet.policy import AttributeRule, Role, Rule
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 ROLE_PROFILE = "role:"
 """What begins the key of the profile of a role that tokens give; no role's or rule's name has a colon."""
+
+MOST_ROLES = 16
+"""Of one token that mean something here: ROLES_MAX of the plugin's token.c."""
 
 DEFAULT_LEEWAY, DEFAULT_LONGEST = 30, 86_400
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -51,6 +56,7 @@ class Issuer:
     :ivar typ: in lower case, without ``application/``.
     :ivar claim: where the device's id is, without `prefix`.
     :ivar roles_claim: where the roles are that make a device; None when only devices of devices.yml count.
+    :ivar roles_separator: what stands between two roles where the claim is one text; empty when a text is one role.
     :ivar roles: by value of that claim, the role.
     :ivar attributes: by placeholder, the claim that is its value.
     :ivar keys: its public keys (RFC 7517, 4), when the site's folder has them.
@@ -71,6 +77,7 @@ class Issuer:
     claim: str = "sub"
     prefix: str = ""
     roles_claim: str | None = None
+    roles_separator: str = ""
     roles: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     attributes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     keys: tuple[Mapping[str, Any], ...] | None = None
@@ -80,6 +87,113 @@ class Issuer:
     def place_of(self, key: str) -> Place:
         """Return where `key` stands, or else the issuer."""
         return self.places.get(key, self.place)
+
+
+@dataclass(frozen=True)
+class TokenDevice:
+    """A device that devices.yml does not list, as a token describes it.
+
+    :ivar issuer: the name of the token's issuer in policy.yml.
+    :ivar id: the device's, with the issuer's prefix.
+    :ivar roles: those of policy.yml that the token gives.
+    :ivar attributes: by placeholder, what the token says for it.
+    """
+
+    issuer: str
+    id: str
+    roles: tuple[str, ...]
+    attributes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+class Fault(NamedTuple):
+    """Why no token describes such a device.
+
+    :ivar key: of the :class:`TokenDevice`: ``issuer``, ``id``, ``roles``, ``attributes``; or ``attributes/NAME``.
+    """
+
+    key: str
+    code: str
+    message: str
+    cure: str
+
+
+def token_faults(
+    device: TokenDevice,
+    issuers: Mapping[str, Issuer],
+    profiles: Mapping[str, tuple[Rule, ...]],
+    listed: Container[str] = (),
+) -> Iterator[Fault]:
+    """Go through the reasons for which the plugin would let nobody in with a token that describes this device.
+
+    :param profiles: of :func:`role_profiles`.
+    :param listed: the ids of devices.yml.
+    """
+    issuer = issuers.get(device.issuer)
+    if issuer is None:
+        names = ", ".join(issuers) or "none"
+        cure = f"{did_you_mean(device.issuer, issuers)}The issuers of policy.yml are: {names}"
+        yield Fault("issuer", "unknown-issuer", f"there is no issuer '{device.issuer}' in policy.yml", cure)
+        return
+    what = f"issuer '{issuer.name}'"
+    if not issuer.roles:
+        message = f"{what} gives no roles: its tokens are for devices of devices.yml alone"
+        yield Fault("issuer", "token-issuer", message, "name a device of devices.yml, or add 'roles' to the issuer")
+        return
+    if not device.id.startswith(issuer.prefix):
+        message = f"no token of {what} is for '{device.id}': its devices' ids begin with '{issuer.prefix}'"
+        yield Fault("id", "token-id", message, f"write the whole id, as in {issuer.prefix}{device.id}")
+    elif (wrong := bad_id(device.id)) is not None:
+        yield Fault("id", *wrong)
+    elif device.id in listed:
+        message = f"'{device.id}' is in devices.yml, so what a token says of its roles and attributes means nothing"
+        yield Fault("id", "token-listed", message, "name it as a device, without a token")
+    given = set(issuer.roles.values())
+    for role in device.roles:
+        if role not in given:
+            cure = f"{did_you_mean(role, given)}Its 'map' gives: {', '.join(dict.fromkeys(issuer.roles.values()))}"
+            yield Fault("roles", "token-role", f"{what} gives nobody the role '{role}'", cure)
+    if not 1 <= len(device.roles) <= MOST_ROLES:
+        message = f"'{device.id}' has {len(device.roles)} roles of its token, and 1 to {MOST_ROLES} can be"
+        yield Fault("roles", "token-role", message, "name the roles that the token gives it")
+    yield from _attribute_faults(device, issuer, profiles)
+
+
+def _attribute_faults(device: TokenDevice, issuer: Issuer, profiles: Mapping[str, tuple[Rule, ...]]) -> Iterator[Fault]:
+    what = f"issuer '{issuer.name}'"
+    for name in device.attributes:
+        if name not in issuer.attributes:
+            message = f"{what} has no claim for {{device.{name}}}"
+            cure = (
+                f"{did_you_mean(name, issuer.attributes)}Its 'attributes' are: {', '.join(issuer.attributes) or 'none'}"
+            )
+            yield Fault(f"attributes/{name}", "token-attribute", message, cure)
+    told: set[str] = set()
+    for role in device.roles:
+        for rule in profiles.get(f"{ROLE_PROFILE}{role}", ()) if role in issuer.roles.values() else ():
+            for name in placeholders(rule.template):
+                if name == "id" or name in told:
+                    continue
+                told.add(name)
+                value = device.attributes.get(name)
+                if value is None:
+                    message = f"'{device.id}' has no '{name}' of its token, which {rule} needs"
+                    cure = f"add '{name}' to its attributes; the claim '{issuer.attributes.get(name, name)}' has it"
+                    yield Fault("attributes", "placeholder-value-missing", message, cure)
+                elif (wrong := "is empty" if value == "" else bad_value(value)) is not None:
+                    message = f"'{device.id}': '{name}' {wrong}; it is used by {rule}"
+                    cure = f"write a '{name}' without + # and /; a token with such a claim lets nobody in"
+                    yield Fault(f"attributes/{name}", "placeholder-value", message, cure)
+
+
+def token_grants(device: TokenDevice, issuer: Issuer, profiles: Mapping[str, tuple[Rule, ...]]) -> tuple[Grant, ...]:
+    """Return what a device may do of which :func:`token_faults` has nothing to say.
+
+    :param profiles: of :func:`role_profiles`.
+    """
+    values = {**device.attributes, "id": device.id}
+    given = [role for role in dict.fromkeys(issuer.roles.values()) if role in device.roles]
+    rules = (rule for role in given for rule in profiles[f"{ROLE_PROFILE}{role}"])
+    return tuple(Grant(rule, fill_in(rule.template, values)) for rule in rules)
 
 
 def read_issuers(root: Node, folder: Path, roles: Mapping[str, Role], problems: list[Problem]) -> dict[str, Issuer]:
@@ -191,7 +305,7 @@ class _Reader:
             self.refuse(places["scope"], "service-scope", message, "take 'scope' out")
         claim, prefix = self._device(what, node.get("device"), own=own)
         typ = tuple(dict.fromkeys(text.lower().removeprefix("application/") for text in _texts(node.get("typ"))))
-        roles_claim, roles = self._roles(what, node.get("roles"), prefix, places, own=own)
+        roles_claim, separator, roles = self._roles(what, node.get("roles"), prefix, places, own=own)
         self.issuers[name] = Issuer(
             name=name,
             issuer=iss,
@@ -206,6 +320,7 @@ class _Reader:
             claim=claim,
             prefix=prefix,
             roles_claim=roles_claim,
+            roles_separator=separator,
             roles=roles,
             attributes=self._attributes(what, node.get("attributes"), places, with_roles="roles" in places),
             keys=self._keys(what, node, algorithms, own=own),
@@ -260,13 +375,13 @@ class _Reader:
 
     def _roles(
         self, what: str, node: Node | None, prefix: str, places: dict[str, Place], *, own: bool
-    ) -> tuple[str | None, dict[str, str]]:
+    ) -> tuple[str | None, str, dict[str, str]]:
         if node is None:
-            return None, {}
+            return None, "", {}
         if own:
             message = f"{what} is the site's own token service: devices.yml says which roles its devices have"
             self.refuse(node.place, "service-roles", message, "take 'roles' out")
-            return None, {}
+            return None, "", {}
         if not prefix:
             message = f"{what} gives roles to ids that devices.yml does not have, and has no prefix for them"
             cure = "add 'device: {prefix: \"kc-\"}', so that none of its tokens can be for another's device"
@@ -274,6 +389,7 @@ class _Reader:
         claim = node.get("claim")
         if claim is not None and (text := _text(claim)) is not None:
             self._check_claim(what, "roles/claim", text, claim.place)
+        separator = _text(node.get("separator")) or ""
         mapped: dict[str, str] = {}
         stated = node.get("map")
         for value, role in stated.items() if stated is not None else ():
@@ -281,6 +397,9 @@ class _Reader:
             places[f"roles/{value}"] = place
             if not _sayable(value):
                 self.refuse(place, "bad-claim", f"{what}: {value!r} cannot be a claim's value", "write what tokens say")
+            elif separator and separator in value:
+                message = f"{what}: no role is {value!r}, since 'separator' says that a space stands between two"
+                self.refuse(place, "bad-claim", message, "map each word by itself")
             elif (name := _text(role)) is not None and name not in self.roles:
                 message = f"{what} gives the role '{name}', which policy.yml does not define"
                 names = ", ".join(self.roles) or "none"
@@ -291,7 +410,7 @@ class _Reader:
         if len(mapped) > store.TEXT8:
             message = f"{what} maps {len(mapped)} values, and {store.TEXT8} are the most"
             self.refuse(node.place, "too-many", message, "map fewer, and let the issuer have fewer roles")
-        return _text(claim), mapped
+        return _text(claim), separator, mapped
 
     def _attributes(
         self, what: str, node: Node | None, places: dict[str, Place], *, with_roles: bool
@@ -361,14 +480,21 @@ class _Reader:
             self.refuse(place, "jwks-private", message, "make a new key, and put its public part there alone")
             return None
         allowed = sum(store.ALGORITHMS[algorithm] for algorithm in set(algorithms) & store.ALGORITHMS.keys())
+        usable = [jwk for jwk in listed if store.is_usable(jwk, allowed)]
+        others = _algorithms_of(jwk for jwk in listed if jwk not in usable)
         try:
             store.keys_of(listed, allowed)
         except ValueError as error:
             message = f"{what}: {path}: {error}"
             cure = f"write the keys with which it signs for {', '.join(algorithms)}, or correct 'algorithms'"
+            if others and not usable:
+                cure = f"write 'algorithms: [{', '.join(others)}]', if that is what it signs with"
             self.refuse(place, "jwks-file", message, cure)
             return None
-        usable = [jwk for jwk in listed if store.is_usable(jwk, allowed)]
+        if others:
+            message = f"{what}: {path} has keys for {', '.join(others)} too, which its 'algorithms' do not name"
+            cure = f"add {', '.join(others)} to 'algorithms', if it signs with them; its tokens are refused otherwise"
+            self.refuse(place, "jwks-algorithm", message, cure, warning=True)
         return tuple({key: jwk[key] for key in _PUBLIC if key in jwk} for jwk in usable)
 
     def compare(self) -> None:
@@ -401,6 +527,13 @@ class _Reader:
                 )
                 cure = "add 'device: {prefix: \"...\"}', if its devices' ids have one"
                 self.refuse(issuer.place, "issuer-for-all", message, cure, warning=True)
+
+
+def _algorithms_of(jwks: Iterable[object]) -> list[str]:
+    """Name the algorithms for which there are sound keys."""
+    every = sum(store.ALGORITHMS.values())
+    found = {store.key_of(jwk, every).algorithm for jwk in jwks if store.is_usable(jwk, every)}
+    return [name for name, bit in store.ALGORITHMS.items() if bit in found]
 
 
 def _sayable(text: str) -> bool:

@@ -157,12 +157,12 @@ def _meant(site: Site) -> Callable[[Rule, int], bool]:
     """Return what says whether a test that holds is decided by a rule, with something else than the device's own id."""
     levels_of: dict[Rule, list[tuple[str, list[str]]]] = defaultdict(list)
     for test in site.tests:
-        device = site.devices.get(test.device)
-        if not test.can or device is None or device.revoked is not None:
+        if not test.can or (isinstance(test.device, str) and test.device not in site.devices):
             continue
-        decision = decide_by(site.grants[test.device], test.access, test.topic, test.moment)
+        # A revoked device has no grants.
+        decision = decide_by(site.grants_of(test.device), test.access, test.topic, test.moment)
         if decision.allowed and decision.rule is not None:
-            levels_of[decision.rule].append((test.device, topics.unshare(test.topic).split("/")))
+            levels_of[decision.rule].append((test.name, topics.unshare(test.topic).split("/")))
 
     def meant(rule: Rule, level: int) -> bool:
         if level == 0 and rule.access is Access.SUBSCRIBE:

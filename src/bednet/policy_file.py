@@ -2,7 +2,7 @@
 """What ``policy.yml`` says: roles, rules and tests.
 
 - :func:`read_policy`: makes a :class:`Policy` of a file that was read.
-- :class:`Policy`, :class:`PolicyTest`: what it says.
+- :class:`Policy`, :class:`PolicyTest`, :class:`TokenOfTest`: what it says.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bednet.errors import Problem, TopicError
+from bednet.issuers import TokenDevice
 from bednet.moment import DAYS, EVERY_DAY, Moment, Window, parse_instant
 from bednet.policy import Access, AttributeRule, Effect, Role, Rule, check_template, decide_by
 from bednet.shape import did_you_mean
@@ -37,15 +38,33 @@ _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 class PolicyTest:
     """One topic of a test in policy.yml: what `device` can or cannot do.
 
+    :ivar device: the id of one of devices.yml, or what a token says of one.
     :ivar moment: when and from where; what is unknown in it stands for every time, and for everywhere.
     """
 
-    device: str
+    device: str | TokenDevice
     can: bool
     access: Access
     topic: str
     place: Place
     moment: Moment
+
+    @property
+    def name(self) -> str:
+        """The id of the device."""
+        return self.device if isinstance(self.device, str) else self.device.id
+
+
+@dataclass(frozen=True)
+class TokenOfTest:
+    """A device of a test that only a token describes.
+
+    :ivar places: where its keys stand, ``attributes/NAME`` too.
+    """
+
+    device: TokenDevice
+    place: Place
+    places: Mapping[str, Place]
 
 
 @dataclass(frozen=True)
@@ -54,12 +73,14 @@ class Policy:
 
     :ivar roles: by name, in the order of the file; so are `rules`.
     :ivar tested: the devices that its tests name, each with its place.
+    :ivar tokens: those that its tests describe.
     """
 
     roles: Mapping[str, Role]
     rules: Mapping[str, AttributeRule]
     tests: tuple[PolicyTest, ...]
     tested: tuple[tuple[str, Place], ...]
+    tokens: tuple[TokenOfTest, ...] = ()
 
 
 def read_policy(root: Node, problems: list[Problem]) -> Policy:
@@ -69,7 +90,7 @@ def read_policy(root: Node, problems: list[Problem]) -> Policy:
     """
     reader = _Reader(problems)
     tests = tuple(reader.tests(root))
-    return Policy(reader.roles(root), reader.rules(root), tests, tuple(reader.tested))
+    return Policy(reader.roles(root), reader.rules(root), tests, tuple(reader.tested), tuple(reader.tokens))
 
 
 def _text(node: Node | None) -> str:
@@ -92,6 +113,7 @@ class _Reader:
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = problems
         self.tested: list[tuple[str, Place]] = []
+        self.tokens: list[TokenOfTest] = []
         self._zones: set[str] = set()
 
     def refuse(self, place: Place, code: str, message: str, cure: str, *, warning: bool = False) -> None:
@@ -227,11 +249,11 @@ class _Reader:
     def tests(self, root: Node) -> Iterator[PolicyTest]:
         stated = root.get("tests")
         for entry in stated.elements() if stated else ():
-            device = entry.get("device")
-            if device is None or not isinstance(device.value, str):
+            device = self._tested(entry)
+            if device is None:
                 continue
-            self.tested.append((device.value, device.place))
-            moment = Moment(self._at(device.value, entry.get("at")), self._from(device.value, entry.get("from")))
+            name = device if isinstance(device, str) else device.id
+            moment = Moment(self._at(name, entry.get("at")), self._from(name, entry.get("from")))
             for expectation in ("can", "cannot"):
                 lists = entry.get(expectation)
                 for access in Access:
@@ -239,9 +261,29 @@ class _Reader:
                         try:
                             decide_by((), access, topic)  # checks the topic
                         except TopicError as error:
-                            self.refuse(place, error.code, f"test of '{device.value}': {error}", error.cure)
+                            self.refuse(place, error.code, f"test of '{name}': {error}", error.cure)
                         else:
-                            yield PolicyTest(device.value, expectation == "can", access, topic, place, moment)
+                            yield PolicyTest(device, expectation == "can", access, topic, place, moment)
+
+    def _tested(self, entry: Node) -> str | TokenDevice | None:
+        """Return the device of a test; None when its shape is wrong."""
+        device, token = entry.get("device"), entry.get("token")
+        if device is not None and isinstance(device.value, str):
+            self.tested.append((device.value, device.place))
+            return device.value
+        if token is None:
+            return None
+        issuer, name, stated = _text(token.get("issuer")), _text(token.get("id")), token.get("attributes")
+        roles = tuple(text for text, _ in _texts(token.get("roles")))
+        values = dict(stated.items()) if stated is not None else {}
+        texts = {key: value.value for key, value in values.items() if isinstance(value.value, str)}
+        if not issuer or not name or not roles or len(texts) < len(values):
+            return None
+        found = TokenDevice(issuer, name, roles, texts)
+        places = {key: value.place for key, value in token.items()}
+        places |= {f"attributes/{key}": value.place for key, value in values.items()}
+        self.tokens.append(TokenOfTest(found, token.place, places))
+        return found
 
     def _at(self, device: str, node: Node | None) -> dt.datetime | None:
         if node is None or not isinstance(node.value, str):

@@ -96,6 +96,15 @@ def _twice(node: Node) -> Node:
     return node
 
 
+def _choice(node: Node, prefix: str, schema: dict[str, Any], kind: str) -> tuple[str, str, str]:
+    """Say what is wrong where one of two keys must be there, or exactly one (``oneOf``)."""
+    one, other = (choice["required"][0] for choice in schema[kind])
+    if kind == "oneOf" and node.get(one) is not None:
+        return "one-of-two", f"{prefix}both '{one}' and '{other}'", "take one of them out"
+    cure = "add one of them" if kind == "oneOf" else "add one of them, or both"
+    return "missing-key", f"{prefix}neither '{one}' nor '{other}'", cure
+
+
 def _translate(root: Node, error: ValidationError) -> Iterator[tuple[Place, str, str, str]]:
     path: list[str | int] = list(error.absolute_path)
     node = root.at(path)
@@ -134,9 +143,8 @@ def _translate(root: Node, error: ValidationError) -> Iterator[tuple[Place, str,
         case "uniqueItems":
             twice = _twice(node)
             yield twice.place, "listed-twice", f"{subject} contains {twice.plain()!r} twice", "remove one of the two"
-        case "anyOf":
-            one, other = (choice["required"][0] for choice in schema["anyOf"])
-            yield node.place, "missing-key", f"{prefix}neither '{one}' nor '{other}'", "add one of them, or both"
+        case "anyOf" | "oneOf" as kind:
+            yield node.place, *_choice(node, prefix, schema, kind)
         case "maxItems":
             message = f"{subject} has {len(node.elements())} elements, and {schema['maxItems']} are the most"
             yield node.place, "too-many", message, "split the rule in two"

@@ -31,7 +31,15 @@ from bednet.devices import (
 )
 from bednet.devices_import import load_devices, read_entry
 from bednet.errors import Place, Problem, SiteError, TopicError
-from bednet.issuers import Issuer, missing_claims, read_issuers, role_profiles
+from bednet.issuers import (
+    Issuer,
+    TokenDevice,
+    missing_claims,
+    read_issuers,
+    role_profiles,
+    token_faults,
+    token_grants,
+)
 from bednet.lint import odd_rules
 from bednet.moment import UNKNOWN, instant_text
 from bednet.policy import Access, Decision, Effect, Grant, Role, Rule, Verdict, decide_by, fill_in, placeholders
@@ -60,6 +68,7 @@ __all__ = [
     "Device",
     "PolicyTest",
     "Site",
+    "TokenDevice",
     "decide",
     "failing_tests",
     "load_one",
@@ -103,6 +112,16 @@ class Site:
     warnings: tuple[Problem, ...]
     issuers: Mapping[str, Issuer] = field(default_factory=dict)
     role_profiles: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
+
+    def grants_of(self, device: str | TokenDevice) -> tuple[Grant, ...]:
+        """Return the rules of a device with its own values filled in; none for a revoked one.
+
+        :param device: the id of one of devices.yml, or what a token says of one.
+        :raises KeyError: when devices.yml does not list it.
+        """
+        if isinstance(device, TokenDevice):
+            return token_grants(device, self.issuers[device.issuer], self.role_profiles)
+        return self.grants[device]
 
 
 class Grants(Mapping[str, tuple[Grant, ...]]):
@@ -221,11 +240,15 @@ def _assembled(
         profiles=assembly.profiles,
         profile_of=assembly.profile_of,
         grants=Grants(assembly.devices, assembly.profiles, assembly.profile_of),
-        tests=known.tests if whole else tuple(test for test in known.tests if test.device in assembly.devices),
+        tests=known.tests if whole else tuple(test for test in known.tests if _is_of(test, assembly.devices)),
         warnings=(),
         issuers=issuers,
         role_profiles=given,
     )
+
+
+def _is_of(test: PolicyTest, devices: Mapping[str, Device]) -> bool:
+    return isinstance(test.device, str) and test.device in devices
 
 
 def _load(folder: Path, name: str, problems: list[Problem]) -> Node | None:
@@ -238,7 +261,7 @@ def _load(folder: Path, name: str, problems: list[Problem]) -> Node | None:
 
 def decide(
     site: Site,
-    device_id: str,
+    device_id: str | TokenDevice,
     access: Access,
     topic: str,
     moment: Moment = UNKNOWN,
@@ -250,10 +273,12 @@ def decide(
 
     The arguments are those of :func:`bednet.policy.decide_by`. At an unknown time a device's access has not ended.
 
+    :param device_id: or what a token says of it, with which :func:`bednet.issuers.token_faults` finds no fault.
     :raises TopicError: when `topic` is not a topic name (publish, delivery) or not a topic filter (subscribe).
     """
-    if device_id == PROBE_ID:
-        return decide_by(probe_grants(), access, topic, moment, delivery=delivery, generous=generous)
+    if isinstance(device_id, TokenDevice) or device_id == PROBE_ID:
+        grants = probe_grants() if device_id == PROBE_ID else site.grants_of(device_id)
+        return decide_by(grants, access, topic, moment, delivery=delivery, generous=generous)
     device = site.devices.get(device_id)
     if device is None:
         near = did_you_mean(device_id, site.devices)
@@ -304,7 +329,7 @@ def failing_tests(site: Site) -> list[Problem]:
     """
     problems = []
     for test in site.tests:
-        device = site.devices.get(test.device)
+        device = site.devices.get(test.device) if isinstance(test.device, str) else None
         if test.can and device is not None and device.revoked is not None:
             continue
         decision = decide(site, test.device, test.access, test.topic, test.moment, generous=not test.can)
@@ -312,7 +337,7 @@ def failing_tests(site: Site) -> list[Problem]:
             continue
         must, does = ("can", "cannot") if test.can else ("cannot", "can")
         preposition = "publish" if test.access is Access.PUBLISH else "subscribe to"
-        message = f"test failed: '{test.device}' {must} {preposition} '{test.topic}', but it {does}: {decision.reason}"
+        message = f"test failed: '{test.name}' {must} {preposition} '{test.topic}', but it {does}: {decision.reason}"
         cure = "correct the rule or the test"
         rules = [*decision.missed, *([decision.rule] if decision.rule is not None else [])]
         missing = [
@@ -470,8 +495,13 @@ class _Assembly:
         for device, place in self.policy.tested:
             if device not in self.devices:
                 message = f"a test names the device {device!r}, which devices.yml does not list"
-                cure = f"{did_you_mean(device, self.devices)}Use the id of a device"
+                cure = f"{did_you_mean(device, self.devices)}Use the id of a device, or 'token' for one of a token"
                 self.refuse(place, "test-unknown-device", message, cure)
+        given = role_profiles(self.issuers.values(), self.policy.roles, self.policy.rules)
+        for token in self.policy.tokens:
+            for fault in token_faults(token.device, self.issuers, given, self.devices):
+                message = f"test of '{token.device.id}': {fault.message}"
+                self.refuse(token.places.get(fault.key, token.place), fault.code, message, fault.cure)
 
 
 class _Matching:

@@ -93,7 +93,7 @@ CHANGES_KEPT, CHANGES_AT_ONCE = 65_536, 4_096
 AUTHENTICATION = ("certificate", "password", "psk", "token")
 TOKEN_AUTHENTICATION = ("tls_client_auth", "private_key_jwt", "client_secret_basic")
 ALGORITHMS = {"ES256": 1, "EdDSA": 2, "RS256": 4, "PS256": 8}
-AIF_SCOPE, ROLES_MAPPED, OWN_SERVICE = 1, 2, 4
+AIF_SCOPE, ROLES_MAPPED, OWN_SERVICE, ROLES_SPACED = 1, 2, 4, 8
 SCOPES = {"policy": 0, "aif": AIF_SCOPE}
 MOST_LEEWAY, MOST_KEYS = 300, 64
 MOST_JWKS, MOST_REVOCATIONS = 1 << 20, 1 << 24  # bytes
@@ -477,7 +477,7 @@ class Issuer(NamedTuple):
     :ivar audience: any of them must be in a token.
     :ivar typ: of the header, in lower case and without ``application/``; empty text for a header without.
     :ivar algorithms: the sum of those of ``ALGORITHMS``.
-    :ivar flags: the sum of ``AIF_SCOPE``, ``ROLES_MAPPED``, ``OWN_SERVICE``.
+    :ivar flags: the sum of ``AIF_SCOPE``, ``ROLES_MAPPED``, ``OWN_SERVICE``, ``ROLES_SPACED``.
     :ivar leeway: seconds; so is ``longest``.
     :ivar claim: where the device's id is, without `prefix`.
     :ivar roles: where the roles are; empty when they do not count.
@@ -522,7 +522,8 @@ class Issuer(NamedTuple):
         version, flags, algorithms, leeway, longest = parser.unpack(_ISSUER)
         if version != 1:
             raise Damaged(f"its version is {version}")
-        if flags & ~(AIF_SCOPE | ROLES_MAPPED | OWN_SERVICE):
+        known = AIF_SCOPE | ROLES_MAPPED | OWN_SERVICE | ROLES_SPACED
+        if flags & ~known or (flags & ROLES_SPACED and not flags & ROLES_MAPPED):
             raise Damaged(f"its flags are {flags:#04x}")
         if not algorithms or algorithms & ~sum(ALGORITHMS.values()):
             raise Damaged(f"its algorithms are {algorithms:#06x}")
@@ -817,6 +818,7 @@ _ISSUER_KEYS = {
     "jwks_url",
 }
 _ROLES_KEYS, _ROLE_KEYS = {"claim", "map"}, {"value", "profile", "claims"}
+_SEPARATOR = "separator"
 _DEVICE_KEYS = {"device", "profile", "values", "authentication", "token", "until", "revoked"}
 _SECRETS_KEYS = {"passwords", "psk", "revoked_serials"}
 _REINSTATED = "reinstated"
@@ -1140,6 +1142,7 @@ class Compiled:
             raise _Unsound(f"{what}: jwks_url must begin with https://")
         flags = SCOPES[scope] | (OWN_SERVICE if entry["service"] else 0)
         roles, mappings = self._roles(entry["roles"], what)
+        spaced = bool(roles) and _SEPARATOR in entry["roles"]
         if roles and not prefix:
             raise _Unsound(f"{what} makes devices of roles, and has no prefix for their ids")
         if entry["service"] and (roles or any(other.flags & OWN_SERVICE for other in self.issuers.values())):
@@ -1149,7 +1152,7 @@ class Compiled:
             _texts(entry["audience"], f"{what}: audience", TEXT16),
             typ,
             sum(ALGORITHMS[name] for name in set(algorithms)),
-            flags | (ROLES_MAPPED if roles else 0),
+            flags | (ROLES_MAPPED if roles else 0) | (ROLES_SPACED if spaced else 0),
             _whole(entry["leeway"], 0, MOST_LEEWAY, f"{what}: leeway"),
             _whole(entry["longest"], 1, (1 << 32) - 1, f"{what}: longest"),
             _text(entry["claim"], f"{what}: claim"),
@@ -1168,7 +1171,10 @@ class Compiled:
     def _roles(self, data: object, what: str) -> tuple[str, tuple[RoleMapping, ...]]:
         if data is None:
             return "", ()
-        entry = _object(data, _ROLES_KEYS, f"{what}: roles")
+        keys = _ROLES_KEYS | ({_SEPARATOR} if isinstance(data, dict) and _SEPARATOR in data else set())
+        entry = _object(data, keys, f"{what}: roles")
+        if entry.get(_SEPARATOR, " ") != " ":
+            raise _Unsound(f"{what}: a separator of roles must be one space")
         mappings: list[RoleMapping] = []
         for item in _list(entry["map"], f"{what}: map", TEXT8):
             mapping = _object(item, _ROLE_KEYS, f"{what}: a role")
@@ -2368,6 +2374,7 @@ def _show_issuer(issuer: Issuer) -> Json:
     roles = [
         {"value": role.value, "profile": role.profile.hex(), "claims": list(role.claims)} for role in issuer.mappings
     ]
+    separator = {_SEPARATOR: " "} if issuer.flags & ROLES_SPACED else {}
     return {
         "issuer": issuer.iss,
         "service": bool(issuer.flags & OWN_SERVICE),
@@ -2379,7 +2386,7 @@ def _show_issuer(issuer: Issuer) -> Json:
         "scope": _name(SCOPES, issuer.flags & AIF_SCOPE),
         "claim": issuer.claim,
         "prefix": issuer.prefix,
-        "roles": {"claim": issuer.roles, "map": roles} if issuer.flags & ROLES_MAPPED else None,
+        "roles": {"claim": issuer.roles, **separator, "map": roles} if issuer.flags & ROLES_MAPPED else None,
     }
 
 

@@ -83,7 +83,7 @@ size_t topics__intersection(const char *one, size_t one_len, const char *other, 
 /* ---- record.c: the records of the store. Every byte is checked; nothing is allocated ---- */
 
 enum { FLAG_REVOKED = 1, FLAG_CERTIFICATE = 2, FLAG_PASSWORD = 4, FLAG_PSK = 8, FLAG_TOKEN = 16 };
-enum { ISSUER_AIF = 1, ISSUER_ROLES = 2, ISSUER_SERVICE = 4 };
+enum { ISSUER_AIF = 1, ISSUER_ROLES = 2, ISSUER_SERVICE = 4, ISSUER_SPACED = 8 };
 enum { ALGORITHM_ES256 = 1, ALGORITHM_EDDSA = 2, ALGORITHM_RS256 = 4, ALGORITHM_PS256 = 8 };
 
 #define RECORD_LAYOUT 2

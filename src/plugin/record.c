@@ -320,7 +320,7 @@ bool record__mapping(struct slice *mappings, struct role_mapping *out)
 
 bool record__issuer(struct slice bytes, struct issuer_record *out)
 {
-	const uint8_t known = ISSUER_AIF | ISSUER_ROLES | ISSUER_SERVICE;
+	const uint8_t known = ISSUER_AIF | ISSUER_ROLES | ISSUER_SERVICE | ISSUER_SPACED;
 	const uint16_t algorithms = ALGORITHM_ES256 | ALGORITHM_EDDSA | ALGORITHM_RS256 | ALGORITHM_PS256;
 	struct role_mapping mapping;
 	uint8_t version;
@@ -337,6 +337,7 @@ bool record__issuer(struct slice bytes, struct issuer_record *out)
 			|| !take_text(&bytes, 1, &out->claim) || out->claim.len == 0
 			|| !take_text(&bytes, 1, &out->prefix) || !take_text(&bytes, 1, &out->roles)
 			|| (out->roles.len > 0) != ((out->flags & ISSUER_ROLES) != 0)
+			|| ((out->flags & ISSUER_SPACED) && !(out->flags & ISSUER_ROLES))
 			|| !take_u8(&bytes, &out->mapping_count)){
 		return false;
 	}

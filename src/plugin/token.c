@@ -126,21 +126,28 @@ static json_t *parse(struct slice text, enum reason malformed, enum reason *reas
 }
 
 
-/* What a dotted path leads to, or NULL. A name that has dots itself, as those of some providers have, is found as well. */
+/* What a dotted path leads to, or NULL. Names may have dots themselves, as those of some providers do: of all with which the
+ * path goes on, the longest that is there is taken, and no other is tried. The path is the policy's, of at most 255 bytes; each
+ * step looks for no more names than it has dots, and into objects there are DEPTH_MAX steps at most. */
 static json_t *member(json_t *object, struct slice path)
 {
-	const uint8_t *dot;
-	json_t *found;
-
 	while(json_is_object(object)){
-		found = json_object_getn(object, (const char *)path.at, path.len);
-		dot = found ? NULL : memchr(path.at, '.', path.len);
-		if(dot == NULL){
+		size_t len = path.len;
+		json_t *found;
+
+		while((found = json_object_getn(object, (const char *)path.at, len)) == NULL){
+			do{
+				if(len == 0){
+					return NULL;
+				}
+			}while(path.at[--len] != '.');
+		}
+		if(len == path.len){
 			return found;
 		}
-		object = json_object_getn(object, (const char *)path.at, (size_t)(dot - path.at));
-		path.len -= (size_t)(dot + 1 - path.at);
-		path.at = dot + 1;
+		object = found;
+		path.at += len + 1;
+		path.len -= len + 1;
 	}
 	return NULL;
 }
@@ -164,6 +171,23 @@ static bool has_text(const json_t *json, struct slice text)
 		}
 	}
 	return is_text(json, text);
+}
+
+
+/* A text of words with a space between two, one of which is it: as scopes are written (RFC 6749, 3.3). */
+static bool has_word(const json_t *json, struct slice word)
+{
+	const char *at = json_string_value(json), *end = at ? at + json_string_length(json) : NULL;
+
+	while(at){
+		const char *space = memchr(at, ' ', (size_t)(end - at));
+
+		if((size_t)((space ? space : end) - at) == word.len && memcmp(at, word.at, word.len) == 0){
+			return true;
+		}
+		at = space ? space + 1 : NULL;
+	}
+	return false;
 }
 
 
@@ -570,7 +594,7 @@ static enum reason make_device(struct token *token, json_t *claims, const struct
 		if(!record__mapping(&rest, &mapping)){
 			return REASON_STORE;
 		}
-		if(!has_text(roles, mapping.value)){
+		if(!has_text(roles, mapping.value) && !((issuer->flags & ISSUER_SPACED) && has_word(roles, mapping.value))){
 			continue;
 		}
 		if(count == ROLES_MAX || mapping.claim_count > VALUES_MAX - used){

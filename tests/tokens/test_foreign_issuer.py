@@ -7,6 +7,7 @@ the provider has given up and that goes on being good.
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 import json
 import time
@@ -16,16 +17,17 @@ from typing import TYPE_CHECKING
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, utils
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from bednet.client import _base64url
 from bednet.probe import NOT_AUTHORIZED, Credentials, enter
+from tests import providers
 from tests.live import Audit, other_site
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bednet.probe import Listener
     from testbed.lab import Host
     from tests.conftest import Plant
     from tests.live import Site
@@ -59,19 +61,20 @@ DEADLINE_S = 60.0
 
 @dataclass
 class Provider:
-    """An identity provider on a host of the lab: nginx, and a file with its public keys."""
+    """A Keycloak on a host of the lab: nginx, and a file with its public keys; its tokens are those of docs/issuers.md.
+
+    :ivar numbers: by the name of a key, which one of :func:`tests.providers.keys` it is.
+    """
 
     host: Host
     root: bytes
-    keys: dict[str, ec.EllipticCurvePrivateKey] = field(default_factory=dict)
+    keycloak: providers.Provider = field(default_factory=lambda: providers.documented()["keycloak"])
+    numbers: dict[str, int] = field(default_factory=lambda: {"first": 0, "second": 1})
 
     def publish(self, *names: str) -> None:
-        """Publish these keys, and no others."""
-        keys = []
-        for name in names:
-            numbers = self.keys.setdefault(name, ec.generate_private_key(ec.SECP256R1())).public_key().public_numbers()
-            sides = {side: _base64url(getattr(numbers, side).to_bytes(32, "big")) for side in "xy"}
-            keys.append({"kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": name, **sides})
+        """Publish these keys, one for encryption, and no others."""
+        keys = [key for key in self.keycloak.keys if key["use"] == "enc"]
+        keys += [providers.published_key(self.numbers[name], name, alg="RS256", use="sig") for name in names]
         self.host.write_file(f"{FOLDER}/www/realms/plant/certs", json.dumps({"keys": keys}), mode="0644")
 
     def start(self) -> None:
@@ -87,35 +90,22 @@ class Provider:
 
     def token(self, kid: str) -> Credentials:
         """Sign a token for one of its devices."""
-        now = int(time.time())
-        claims: dict[str, object] = {
-            "iss": ISSUER,
-            "aud": "mqtt-broker",
-            "azp": "cart-8",
-            "iat": now,
-            "exp": now + 300,
-            "jti": kid,
-        }
-        claims["groups"] = ["plant-sensor"]
-        parts = ({"alg": "ES256", "typ": "JWT", "kid": kid}, claims)
-        signed = ".".join(_base64url(json.dumps(part).encode()) for part in parts)
-        pair = utils.decode_dss_signature(self.keys[kid].sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
-        signature = _base64url(b"".join(number.to_bytes(32, "big") for number in pair))
-        return Credentials(username="idp-cart-8", password=f"{signed}.{signature}")
+        token = self.keycloak.token(header={"kid": kid}, key=self.numbers[kid], iss=ISSUER, azp="cart-8", jti=kid)
+        return Credentials(username="kc-cart-8", password=token)
 
 
 def _describe(site: Site) -> None:
-    site.policy.setdefault("issuers", []).append(
-        {
-            "name": "idp",
-            "issuer": ISSUER,
-            "audience": ["mqtt-broker"],
-            "jwks_url": f"{ISSUER}/certs",
-            "typ": ["JWT"],
-            "device": {"claim": "azp", "prefix": "idp-"},
-            "roles": {"claim": "groups", "map": {"plant-sensor": "sensor"}},
-        }
-    )
+    """Add the page's block, with this provider's address and a role of the example plant."""
+    issuer = copy.deepcopy(providers.documented()["keycloak"].issuer)
+    del issuer["attributes"]
+    issuer["roles"]["map"] = {"plant-robot": "sensor"}
+    site.policy.setdefault("issuers", []).append({**issuer, "issuer": ISSUER, "jwks_url": f"{ISSUER}/certs"})
+
+
+def _refused(gateway: Host, where: Listener, credentials: Credentials, reason: str) -> None:
+    audit = Audit(gateway)
+    assert enter(where, credentials).code == NOT_AUTHORIZED
+    assert audit.line(event="refused", action="connect")["reason"] == reason
 
 
 def _chain(now: dt.datetime) -> tuple[bytes, bytes, bytes]:
@@ -193,7 +183,7 @@ def test_keys_of_another_provider_are_fetched_kept_and_replaced(plant: Plant, pr
         assert f"From {ISSUER} nothing new is used: " in (told := _fetches(gateway))
         assert "certificate verify failed" in told
         assert _keyless(gateway) == [ISSUER]
-        assert enter(where, provider.token("first")).code == NOT_AUTHORIZED
+        _refused(gateway, where, provider.token("first"), "token-key")
 
         # The operator names it, as for everything else on a Debian host; the timer does the rest.
         gateway.write_file(NAMED_CA, provider.root)
@@ -220,6 +210,4 @@ def test_keys_of_another_provider_are_fetched_kept_and_replaced(plant: Plant, pr
         provider.start()
         assert _fetches(gateway) == ""
         assert enter(where, provider.token("second")).accepted
-        audit = Audit(gateway)
-        assert enter(where, provider.token("first")).code == NOT_AUTHORIZED
-        assert audit.line(event="refused", action="connect")["reason"] == "token-key"
+        _refused(gateway, where, provider.token("first"), "token-key")

@@ -23,6 +23,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if(record__issuer((struct slice){data, size}, &issuer)){
 		MUST(issuer.leeway <= RECORD_LEEWAY_MAX && issuer.longest > 0 && issuer.algorithms > 0 && issuer.algorithms < 16);
 		MUST(issuer.audience_count > 0 && issuer.type_count > 0);
+		MUST((issuer.flags & ISSUER_ROLES) || !(issuer.flags & ISSUER_SPACED));
 		within(issuer.iss, data, size);
 		within(issuer.prefix, data, size);
 		for(i = 0; i < issuer.audience_count; i++){

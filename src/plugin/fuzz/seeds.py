@@ -114,7 +114,8 @@ def issuers() -> None:
     other = store.Issuer(
         "https://sso.example", ("a", "b"), ("at+jwt", ""), 15, store.ROLES_MAPPED, 0, 60, "azp", "x-", "r.s", mappings
     )
-    for name, issuer in {"own": own, "roles": other}.items():
+    words = other._replace(flags=store.ROLES_MAPPED | store.ROLES_SPACED, roles="scope")
+    for name, issuer in {"own": own, "roles": other, "words": words}.items():
         write("issuer", name, issuer.encode())
     for name, algorithm in store.ALGORITHMS.items():
         write("issuer", f"key-{name.lower()}", store.Key(algorithm, "kid", b"SubjectPublicKeyInfo").encode())
@@ -126,11 +127,13 @@ def tokens() -> None:
     header = {"alg": "ES256", "typ": "at+jwt", "kid": "k"}
     usual = {"iss": "a", "aud": ["m"], "iat": 1000, "exp": 1100.5, "sub": "d"}
     scope = _base64url(json.dumps([["a/#", ["pub"]], ["+/b", ["pub", "sub"]]]).encode())
-    roles = {"iss": "b", "sub": "1", "a": {"r": ["s", "t"], "v": "hall-1"}}
+    roles = {"iss": "b", "sub": "1", "a": {"r": ["s", "t"]}, "k": {"io": {"v": "hall-1"}}}
+    dotted = {"iss": "b", "sub": "1", "a.r": "t  s", "k.io": {"v": "hall-1"}, "k": {"io": {"v": "hall-2"}}}
     key = {"kty": "OKP", "crv": "Ed25519", "x": _base64url(bytes(range(32)))}
     cases: dict[str, dict[str, object]] = {
         "scope": {**usual, "scope": scope, "jti": "1", "nbf": 1000},
         "roles": {**usual, **roles},
+        "dotted": {**usual, **dotted},
         "certificate": {**usual, "scope": scope, "cnf": {"x5t#S256": _base64url(bytes(32))}},
         "key": {**usual, "scope": scope, "cnf": {"jwk": key}},
         "own-audience": {**usual, "aud": "own", "scope": _base64url(b"[]")},

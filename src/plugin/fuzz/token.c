@@ -32,8 +32,8 @@ static void add(MDB_txn *txn, const char *database, const char *const *names, co
 static void make_store(struct store *store, uint8_t print[8])
 {
 	static const char aif[] = "\1\1\17\0\36\0\0\0\0\16\0\0" "\1\0a" "\1\1\0m" "\2\6at+jwt\0" "\3sub\0\0\0";
-	static const char roles[] = "\1\2\17\0\36\0\0\0\0\16\0\0" "\1\0b" "\1\1\0m" "\1\6at+jwt" "\3sub\2x-\3a.r"
-			"\2" "\1\0s\0\0\0\0\0\0\0\0\1\3a.v" "\1\0t\0\0\0\0\0\0\0\0\0";
+	static const char roles[] = "\1\12\17\0\36\0\0\0\0\16\0\0" "\1\0b" "\1\1\0m" "\1\6at+jwt" "\3sub\2x-\3a.r"
+			"\2" "\1\0s\0\0\0\0\0\0\0\0\1\6k.io.v" "\1\0t\0\0\0\0\0\0\0\0\0";
 	static const char profile[] = "\1\0\1\0\1r\1\1\0\0\6\0a/\377\0/#";
 	static const char spki[] = "a key that parses is not needed here";
 	static const char meta[] = "BEDNETST\2\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";

@@ -271,6 +271,7 @@ static void remove_store(void)
 
 #define ISS "https://tokens.example"
 #define ISS_FOREIGN "https://sso.example"
+#define ISS_CLOUD "https://cloud.example" /* names with dots, roles in one text */
 #define TOKEN_TIME 100000 /* seconds; what the tests take for now */
 
 /* Keys of issuers, made once. */
@@ -388,9 +389,9 @@ static struct bytes an_issuer(const char *iss, uint8_t flags)
 	put_int(&bytes, 2, 1);
 	put_text(&bytes, "at+jwt", 1);
 	put_text(&bytes, "", 1);
-	put_text(&bytes, "sub", 1);
+	put_text(&bytes, flags & ISSUER_SPACED ? "k.io.sa.name" : "sub", 1);
 	put_text(&bytes, flags & ISSUER_ROLES ? "x-" : "", 1);
-	put_text(&bytes, flags & ISSUER_ROLES ? "a.roles" : "", 1);
+	put_text(&bytes, flags & ISSUER_SPACED ? "r.a.b.roles" : flags & ISSUER_ROLES ? "a.roles" : "", 1);
 	put_int(&bytes, flags & ISSUER_ROLES ? 2 : 0, 1);
 	if(flags & ISSUER_ROLES){
 		put_text(&bytes, "sensor", 2);
@@ -443,6 +444,7 @@ static void write_issuers(struct writer *writer)
 {
 	write_issuer(writer, ISS, ISSUER_AIF);
 	write_issuer(writer, ISS_FOREIGN, ISSUER_ROLES);
+	write_issuer(writer, ISS_CLOUD, ISSUER_ROLES | ISSUER_SPACED);
 	write_record(writer, "tokens", "nobody's", 8, "x", 1);
 	write_record(writer, "cutoffs", "nobody", 6, "x", 1);
 }
@@ -1165,8 +1167,14 @@ static void test_cut_records_of_issuers_do_not_parse(void)
 	for(len = 0; len <= 9; len++){
 		CHECK(record__seconds((struct slice){issuer.at, len}, &seconds) == (len == 8));
 	}
-	issuer.at[1] = 8;
+	issuer.at[1] = 16;
 	CHECK(!record__issuer(slice_of(&issuer), &read));
+	issuer.at[1] = ISSUER_ROLES | ISSUER_SPACED;
+	CHECK(record__issuer(slice_of(&issuer), &read) && read.flags == (ISSUER_ROLES | ISSUER_SPACED));
+	issuer = an_issuer(ISS, ISSUER_AIF);
+	issuer.at[1] = ISSUER_AIF | ISSUER_SPACED; /* of what, without roles? */
+	CHECK(!record__issuer(slice_of(&issuer), &read));
+	issuer = an_issuer(ISS, ISSUER_ROLES);
 	issuer.at[1] = ISSUER_AIF; /* there is a claim for roles */
 	CHECK(!record__issuer(slice_of(&issuer), &read));
 	key.at[1] = 3;
@@ -1234,6 +1242,110 @@ static void test_tokens(void)
 		CHECK(reason_of(&store, &cache, a_token("tok-1", TOKEN_TIME + 9, SCOPE)) == REASON_NONE);
 		cache.entries[i % TOKEN_KEYS].len = 0;
 	}
+	token__forget_keys(&cache);
+	store__close(&store);
+	mdb_env_close(writer.env);
+	remove_store();
+}
+
+
+/* A token of ISS_CLOUD, with these claims beside the usual ones. */
+static enum reason cloud_token(struct store *store, struct token_keys *cache, const char *claims, struct token **out)
+{
+	char payload[1024];
+
+	(void)snprintf(payload, sizeof(payload), "{\"iss\":\"" ISS_CLOUD "\",\"aud\":\"mqtts://plant\",\"iat\":100000,"
+			"\"exp\":100009,\"hall\":\"h\",\"a\":{\"desk\":\"d\"},%s}", claims);
+	return check_token(store, cache, a_token_of("{\"alg\":\"ES256\",\"kid\":\"1\"}", payload, keys[KEY_EC]), out);
+}
+
+
+#define A_ROLE "\"r.a.b.roles\":\"sensor\""
+#define AN_ID "\"k.io.sa.name\":\"1\""
+
+/* "k.io.sa.name" leads to x-1, or nowhere. */
+static void test_dotted_paths(void)
+{
+	static const struct {
+		const char *claims;
+		bool found;
+	} cases[] = {
+		{"\"k.io\":{\"sa\":{\"name\":\"1\"}}", true},
+		{"\"k.io.sa\":{\"name\":\"1\"}", true},
+		{"\"k\":{\"io\":{\"sa\":{\"name\":\"1\"}}}", true},
+		{"\"k\":{\"io.sa.name\":\"1\"}", true},
+		{"\"k\":{\"io.sa\":{\"name\":\"1\"}}", true},
+		{"\"k.io\":{\"sa.name\":\"1\"}", true},
+		{AN_ID, true},
+		/* The longest name wins, at each step ... */
+		{"\"k\":{\"io\":{\"sa\":{\"name\":\"2\"}}},\"k.io\":{\"sa\":{\"name\":\"1\"}}", true},
+		{"\"k.io\":{\"sa\":{\"name\":\"2\"},\"sa.name\":\"1\"}", true},
+		{AN_ID ",\"k.io.sa\":{\"name\":\"2\"}", true},
+		/* ... even where it leads nowhere. */
+		{"\"k\":{\"io\":{\"sa\":{\"name\":\"1\"}}},\"k.io\":{\"sb\":{\"name\":\"1\"}}", false},
+		{"\"k\":{\"io\":{\"sa\":{\"name\":\"1\"}}},\"k.io\":\"text\"", false},
+		{"\"k\":{\"io\":{\"sa\":{\"name\":\"1\"}}},\"k.io.sa\":null", false},
+		{"\"k\":{\"io\":{\"sa\":{}}}", false},
+		{"\"k\":{\"io\":{\"sa\":{\"names\":\"1\",\"nam\":\"1\"}}}", false},
+		{"\"k.io.sa.\":{\"name\":\"1\"},\"k.i\":{\"o\":{\"sa\":{\"name\":\"1\"}}}", false},
+		{"\"k\":[{\"io\":{\"sa\":{\"name\":\"1\"}}}]", false},
+		{"\"\":{\"k\":{\"io\":{\"sa\":{\"name\":\"1\"}}}}", false},
+	};
+	struct writer writer = write_store();
+	struct store store;
+	struct token_keys cache = {0};
+	struct token *token;
+	char text[512];
+	size_t i;
+
+	CHECK(store__open(&store, folder, text, sizeof(text)));
+	for(i = 0; i < sizeof(cases) / sizeof(cases[0]); i++){
+		enum reason reason;
+
+		(void)snprintf(text, sizeof(text), A_ROLE ",%s", cases[i].claims);
+		reason = cloud_token(&store, &cache, text, &token);
+		CHECK(reason == (cases[i].found ? REASON_NONE : REASON_TOKEN_CLAIMS));
+		CHECK(!token || strcmp(token->id, "x-1") == 0);
+		token__free(token);
+	}
+	token__forget_keys(&cache);
+	store__close(&store);
+	mdb_env_close(writer.env);
+	remove_store();
+}
+
+
+static void test_roles_in_one_text(void)
+{
+	static const struct {
+		const char *roles;
+		bool found;
+	} cases[] = {
+		{"\"sensor\"", true}, {"\"a sensor\"", true}, {"\"sensor b\"", true}, {"\"a  sensor b\"", true}, {"\" sensor \"", true},
+		{"[\"a\",\"sensor\"]", true}, {"[\"a sensor\"]", false}, {"\"sensors\"", false}, {"\"asensor\"", false},
+		{"\"a\\tsensor\"", false}, {"\"a,sensor\"", false}, {"\"Sensor\"", false}, {"\"\"", false}, {"\" \"", false},
+		{"{\"sensor\":1}", false}, {"1", false},
+	};
+	struct writer writer = write_store();
+	struct store store;
+	struct token_keys cache = {0};
+	struct token *token;
+	char text[512];
+	size_t i;
+
+	CHECK(store__open(&store, folder, text, sizeof(text)));
+	for(i = 0; i < sizeof(cases) / sizeof(cases[0]); i++){
+		enum reason reason;
+
+		(void)snprintf(text, sizeof(text), AN_ID ",\"r\":{\"a.b\":{\"roles\":%s}}", cases[i].roles);
+		reason = cloud_token(&store, &cache, text, &token);
+		CHECK(reason == (cases[i].found ? REASON_NONE : REASON_TOKEN_CLAIMS));
+		token__free(token);
+	}
+	/* Where nobody has said so, a text is one role. */
+	CHECK(reason_of(&store, &cache, a_token_of("{\"alg\":\"ES256\",\"kid\":\"1\"}", "{\"iss\":\"" ISS_FOREIGN "\",\"sub\":\"1\","
+			"\"aud\":\"mqtts://plant\",\"iat\":100000,\"exp\":100009,\"hall\":\"h\",\"a\":{\"roles\":\"a sensor\",\"desk\":\"d\"}}",
+			keys[KEY_EC])) == REASON_TOKEN_CLAIMS);
 	token__forget_keys(&cache);
 	store__close(&store);
 	mdb_env_close(writer.env);
@@ -1732,6 +1844,8 @@ int main(void)
 	test_base64url();
 	test_cut_records_of_issuers_do_not_parse();
 	test_tokens();
+	test_dotted_paths();
+	test_roles_in_one_text();
 	test_signatures_that_were_seen();
 	test_messages_of_enhanced_authentication();
 	test_challenges();

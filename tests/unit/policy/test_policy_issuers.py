@@ -105,6 +105,22 @@ def test_what_is_said_of_an_issuer_gets_to_the_gateways(site_folder: SiteFolder,
     assert shown["roles"]["map"][0]["profile"] == store.profile_key("role:sensor").hex()
 
 
+def test_roles_may_be_words_of_one_text(site_folder: SiteFolder, tmp_path: Path) -> None:
+    write(site_folder, {**WITH_ROLES, "roles": {"claim": "scp", "separator": " ", "map": {"sensors.write": "sensor"}}})
+    (found,) = issuers_of(site_folder)
+    mapping = {"value": "sensors.write", "profile": "role:sensor", "claims": ["plant.location"]}
+    assert found["roles"] == {"claim": "scp", "separator": " ", "map": [mapping]}
+    plant = store.Store(tmp_path / "store")
+    plant.apply(list(compiled.lines(site_folder.load())), secrets())
+    assert plant.status(deep=True)["problems"] == []
+    (shown,) = (line for line in plant.dump() if "audience" in line)
+    assert {key: shown["roles"][key] for key in ("claim", "separator")} == {"claim": "scp", "separator": " "}
+    one = site_folder.load()
+    write(site_folder, {**WITH_ROLES, "roles": {"claim": "scp", "map": {"sensors.write": "sensor"}}})
+    assert "separator" not in issuers_of(site_folder)[0]["roles"]
+    assert "  roles_separator (a space) -> (none)\n" in difference(one, site_folder.load())
+
+
 def test_of_the_rules_a_device_of_a_token_has_those_without_when_and_all_denies(site_folder: SiteFolder) -> None:
     line = {"during": [{"hours": "06:00-22:00", "zone": "Europe/Berlin"}]}
     rules = [
@@ -194,6 +210,18 @@ REFUSED: list[tuple[str, list[Json], str, str]] = [
         "'roles/claim' is 'a..b'",
     ),
     (
+        "a separator that is none",
+        [{**WITH_ROLES, "roles": {**_map(v="sensor"), "separator": ","}}],
+        "bad-value",
+        "'roles/separator' is ','.*one text with a space between two roles",
+    ),
+    (
+        "two words as one role",
+        [{**WITH_ROLES, "roles": {"claim": "scp", "separator": " ", "map": {"a b": "sensor"}}}],
+        "bad-claim",
+        "no role is 'a b', since 'separator' says .* map each word by itself",
+    ),
+    (
         "a placeholder without a claim",
         [{k: v for k, v in WITH_ROLES.items() if k != "attributes"}],
         "claim-missing",
@@ -276,6 +304,31 @@ def test_usable_keys_get_to_the_gateways_and_nothing_else_of_the_file(site_folde
     with_file(site_folder, {"keys": [other, EC_KEY | {"use": "sig", "x5c": ["AAAA"]}], "more": 1})
     (found,) = issuers_of(site_folder)
     assert found["keys"] == [{key: EC_KEY[key] for key in ("kty", "crv", "x", "y", "kid")} | {"use": "sig"}]
+
+
+def test_keys_for_other_algorithms_are_told_beside_good_ones(site_folder: SiteFolder) -> None:
+    key = rsa.generate_private_key(65537, 2048).public_key()
+    others = [jwk(key, kid="r"), jwk(key, kid="p", alg="PS256"), jwk(key, kid="e", use="enc"), {"kty": "RSA"}]
+    with_file(site_folder, {"keys": [EC_KEY, *others]}, device={"prefix": "x-"})
+    (warning,) = site_folder.load().warnings
+    assert warning.code == "jwks-algorithm"
+    assert warning.message.endswith("has keys for RS256, PS256 too, which its 'algorithms' do not name")
+    assert warning.cure.startswith("add RS256, PS256 to 'algorithms', if it signs with them")
+    with_file(site_folder, {"keys": [EC_KEY, *others]}, algorithms=["ES256", "RS256", "PS256"])
+    assert site_folder.load().warnings == ()
+
+
+@pytest.mark.parametrize(("algorithm", "names"), [(None, "RS256"), ("PS256", "PS256")])
+def test_keys_for_other_algorithms_alone_are_refused_with_the_right_ones(
+    site_folder: SiteFolder, algorithm: str | None, names: str
+) -> None:
+    key = jwk(rsa.generate_private_key(65537, 2048).public_key(), kid="r", **({"alg": algorithm} if algorithm else {}))
+    with_file(site_folder, {"keys": [key]})
+    (problem,) = site_folder.problems()
+    assert (problem.code, problem.cure) == (
+        "jwks-file",
+        f"write 'algorithms: [{names}]', if that is what it signs with",
+    )
 
 
 PRIVATE = jwk(ec.generate_private_key(ec.SECP256R1()), kid="p")

@@ -136,6 +136,21 @@ ISSUERS = {
             "02  0100 76 0102030405060708 00  0100 77 0102030405060708 02 01 6c 03 6d2e6e"
         ),
     ),
+    "roles in one text": (
+        store.Issuer(
+            "i",
+            ("a",),
+            ("",),
+            4,
+            store.ROLES_MAPPED | store.ROLES_SPACED,
+            roles="scp",
+            mappings=(store.RoleMapping("v", PROFILE),),
+        ),
+        (
+            "01 0a 0400  1e000000 80510100  0100 69  01 0100 61  01 00  03 737562  00  03 736370"
+            "01  0100 76 0102030405060708 00"
+        ),
+    ),
 }
 
 KEYS = {

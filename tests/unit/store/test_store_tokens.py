@@ -247,6 +247,17 @@ UNSOUND: list[tuple[str, Json, str]] = [
     ("prefix", issuer(prefix="a/"), "no device's id can begin with 'a/'"),
     ("roles without prefix", issuer(roles=_role()), "makes devices of roles, and has no prefix"),
     ("roles of nobody", issuer(prefix="a-", roles={"claim": "r", "map": []}), "no role is mapped"),
+    (
+        "roles without a claim",
+        issuer(prefix="a-", roles={"map": _role()["map"]}),
+        "roles must be an object with claim, map",
+    ),
+    (
+        "an odd separator",
+        issuer(prefix="a-", roles={**_role(), "separator": ","}),
+        "separator of roles must be one space",
+    ),
+    ("no separator", issuer(prefix="a-", roles={**_role(), "separator": None}), "separator of roles must be one space"),
     ("an unknown profile", issuer(prefix="a-", roles=_role(profile="x")), "there is no profile 'x'"),
     ("too many claims", issuer(prefix="a-", roles=_role(claims=["c"])), "'v' has not the 0 claims of its profile"),
     ("a service with roles", issuer(prefix="a-", service=True, roles=_role()), "second service, or one that makes dev"),
@@ -293,6 +304,24 @@ def test_roles_of_tokens_get_their_claims(plant: store.Store) -> None:
     mapping = {"value": "v", "profile": store.profile_key("sensor").hex(), "claims": ["plant.location"]}
     assert shown["roles"] == {"claim": "r", "map": [mapping]}
     assert plant.status(deep=True)["problems"] == []
+
+
+def test_roles_may_be_words_of_one_text(plant: store.Store) -> None:
+    line = issuer(prefix="a-", roles={**_role(), "separator": " "})
+    plant.apply(compiled([], [profile("sensor")], issuers=[line]), secrets())
+    (shown,) = (entry for entry in plant.dump() if "audience" in entry)
+    assert shown["roles"]["separator"] == " "
+    (kept,) = (store.Issuer.decode(record) for name, _, record in plant.raw() if name == b"issuers")
+    assert kept.flags == store.ROLES_MAPPED | store.ROLES_SPACED
+    # A change of it alone is one.
+    assert (
+        plant.apply(compiled([], [profile("sensor")], issuers=[issuer(prefix="a-", roles=_role())]), secrets())[
+            "issuers"
+        ]
+        == 1
+    )
+    (shown,) = (entry for entry in plant.dump() if "audience" in entry)
+    assert "separator" not in shown["roles"]
 
 
 # --- revoked tokens and cutoffs
