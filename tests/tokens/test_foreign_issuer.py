@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, utils
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from bednet.client import _base64url
 from bednet.probe import NOT_AUTHORIZED, Credentials, enter
 from tests.live import Audit, other_site
+from tests.tokens.conftest import foreign_token, public_jwk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,11 +67,8 @@ class Provider:
 
     def publish(self, *names: str) -> None:
         """Publish these keys, and no others."""
-        keys = []
-        for name in names:
-            numbers = self.keys.setdefault(name, ec.generate_private_key(ec.SECP256R1())).public_key().public_numbers()
-            sides = {side: _base64url(getattr(numbers, side).to_bytes(32, "big")) for side in "xy"}
-            keys.append({"kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": name, **sides})
+        made = {name: self.keys.setdefault(name, ec.generate_private_key(ec.SECP256R1())) for name in names}
+        keys = [public_jwk(key, name) for name, key in made.items()]
         self.host.write_file(f"{FOLDER}/www/realms/plant/certs", json.dumps({"keys": keys}), mode="0644")
 
     def start(self) -> None:
@@ -87,21 +84,8 @@ class Provider:
 
     def token(self, kid: str) -> Credentials:
         """Sign a token for one of its devices."""
-        now = int(time.time())
-        claims: dict[str, object] = {
-            "iss": ISSUER,
-            "aud": "mqtt-broker",
-            "azp": "cart-8",
-            "iat": now,
-            "exp": now + 300,
-            "jti": kid,
-        }
-        claims["groups"] = ["plant-sensor"]
-        parts = ({"alg": "ES256", "typ": "JWT", "kid": kid}, claims)
-        signed = ".".join(_base64url(json.dumps(part).encode()) for part in parts)
-        pair = utils.decode_dss_signature(self.keys[kid].sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
-        signature = _base64url(b"".join(number.to_bytes(32, "big") for number in pair))
-        return Credentials(username="idp-cart-8", password=f"{signed}.{signature}")
+        said = {"iss": ISSUER, "aud": "mqtt-broker", "azp": "cart-8", "jti": kid, "groups": ["plant-sensor"]}
+        return Credentials(username="idp-cart-8", password=foreign_token(self.keys[kid], kid, **said))
 
 
 def _describe(site: Site) -> None:

@@ -82,7 +82,7 @@ class Tool:
                 sign_after=sign_after,
                 retire_after=retire_after,
             )
-        return {"changed": True, **answer}
+        return {"changed": True, "issuer": self.settings.issuer, **answer}
 
     def _usable(self, connection: sa.engine.Connection) -> bool:
         rows = connection.execute(sa.select(signing_keys.c.kid).where(signing_keys.c.retires_at.is_(None)))
