@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import shutil
 import threading
 import time
@@ -22,8 +23,8 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from bednet.client import TokenError, TokenSource
-from bednet.probe import NOT_AUTHORIZED, Credentials, Listener, Outcome, Session, enter, request
-from tests.live import Audit, other_site
+from bednet.probe import Credentials, Listener, Outcome, Session, enter, request
+from tests.live import other_site, refused_for
 from tests.tokens.conftest import Connected, claims, foreign_token, header, public_jwk
 
 if TYPE_CHECKING:
@@ -101,10 +102,8 @@ def _until(ready: Callable[[], object], what: str) -> None:
 def _refused(tokens: Tokens, device: str, token: Token, reason: str, gateways: tuple[str, ...] = GATEWAYS) -> None:
     """Show a token that gateways must refuse, for this reason."""
     for gateway in gateways:
-        audit = Audit(tokens.plant.lab.hosts[gateway])
-        answer = enter(tokens.listener(device, gateway), tokens.credentials(device, token))
-        assert (answer.outcome, answer.code) == (Outcome.REFUSED, NOT_AUTHORIZED), gateway
-        assert audit.line(event="refused", action="connect")["reason"] == reason, gateway
+        host, shown = tokens.plant.lab.hosts[gateway], tokens.credentials(device, token)
+        assert refused_for(host, tokens.listener(device, gateway), shown) == reason, gateway
 
 
 @contextmanager
@@ -419,17 +418,16 @@ def test_another_issuers_tokens_are_revoked_where_there_is_no_token_service(
 ) -> None:
     def refused(shown: Credentials, reason: str) -> None:
         for gateway in GATEWAYS:
-            audit = Audit(lab.hosts[gateway])
-            answer = enter(plant.passwords(gateway), shown)
-            assert (answer.outcome, answer.code) == (Outcome.REFUSED, NOT_AUTHORIZED), gateway
-            assert audit.line(event="refused", action="connect")["reason"] == reason, gateway
+            assert refused_for(lab.hosts[gateway], plant.passwords(gateway), shown) == reason, gateway
 
     year = int(time.time()) + 31_536_000
-    leaked, kept = foreign("-leaked", exp=year), foreign("kept", exp=year)
+    # What is revoked stays so in a lab that stays up; and a name in base64url may begin like an option.
+    jti = f"-{secrets.token_urlsafe(8)}"
+    leaked, kept = foreign(jti, exp=year), foreign("kept", exp=year)
     with Session(plant.passwords("gateway-2"), leaked) as session:
-        result = lab.play("revoke_token.yml", "-e", "jti=-leaked", check=False)
+        result = lab.play("revoke_token.yml", "-e", f"jti={jti}", check=False)
         assert "This site has no token service, so nobody knows a token by its jti alone." in _said(result)
-        wish = ("-e", f"issuer={FOREIGN}", "-e", "jti=-leaked", "-e", f"exp={year}", "-e", "device=sso-cart")
+        wish = ("-e", f"issuer={FOREIGN}", "-e", f"jti={jti}", "-e", f"exp={year}", "-e", "device=sso-cart")
         result = lab.play("revoke_token.yml", *wish)
         assert "Refused by gateway-1, gateway-2." in result.stdout
         assert {task["host"] for task in result.changed_tasks} == set(GATEWAYS)
@@ -463,9 +461,7 @@ def test_a_device_in_tokens_only_is_kept_out_by_listing_it_as_revoked(
     before, after = (foreign(jti, azp="tram") for jti in ("before", "after"))
     with Session(plant.passwords("gateway-2"), before) as session, other_site(plant, gateway, listed):
         session.wait_goodbye(1)
-        audit = Audit(gateway)
-        assert enter(plant.passwords("gateway-2"), after).code == NOT_AUTHORIZED
-        assert audit.line(event="refused", action="connect")["reason"] == "revoked"
+        assert refused_for(gateway, plant.passwords("gateway-2"), after) == "revoked"
 
 
 # --- revoke.yml and reinstate.yml
