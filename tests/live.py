@@ -2,6 +2,7 @@
 """A live gateway with bednet's plugin: what it writes down about refusals, and its store, changed under it.
 
 - :class:`Audit`: the lines that the plugin writes into the journal from now on.
+- :func:`refused_for`: shows a gateway what it must refuse, and returns its reason.
 - :func:`other_site`: another policy, other devices in one gateway's store, for as long as a test needs them.
 - :func:`revoked`: a device that one gateway's store refuses.
 """
@@ -21,11 +22,13 @@ import yaml
 from cryptography import x509
 
 from bednet import compiled
+from bednet.probe import NOT_AUTHORIZED, Outcome, enter
 from bednet.site import PROBE_ID, load_site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from bednet.probe import Credentials, Listener
     from bednet.site import Site as LoadedSite
     from testbed.lab import Host
     from tests.conftest import Plant
@@ -76,6 +79,14 @@ class Audit:
     def line(self, **wanted: object) -> Json:
         """Wait for a line that says all this; return the first."""
         return self.await_lines(1, **wanted)[0]
+
+
+def refused_for(host: Host, listener: Listener, shown: Credentials) -> str:
+    """Show a gateway in MQTT 5 what it must refuse; return the reason that it writes down."""
+    audit = Audit(host)
+    answer = enter(listener, shown)
+    assert (answer.outcome, answer.code) == (Outcome.REFUSED, NOT_AUTHORIZED), host.name
+    return str(audit.line(event="refused", action="connect")["reason"])
 
 
 def _secrets(plant: Plant, host: Host) -> Json:

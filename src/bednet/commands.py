@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands about a site's policy: ``bednet check``, ``compile``, ``explain``, ``diff`` and ``policy matrix``.
+"""The commands about a site's policy: ``bednet check``, ``compile``, ``explain``, ``issuers``, ``diff``, ``policy``.
 
 - :func:`add_parser`: adds them to the command line.
 - :func:`checked_site`: reads a site and runs every check, for other commands that need one.
@@ -98,6 +98,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             default=ACCESS_CONTROLS[0],
             help=f"what decides on the gateways, as mosquitto_access_control says (default: {ACCESS_CONTROLS[0]})",
         )
+    issuers = subparsers.add_parser("issuers", help="say whose tokens may be for a device, as JSON")
+    issuers.set_defaults(run=_issuers)
+    issuers.add_argument("--device", required=True, metavar="ID", help="the device's id")
+    issuers.add_argument(
+        "--issuer", metavar="ISS", help="refuse when this is not the one, or is the site's own service"
+    )
     differ = subparsers.add_parser("diff", help="say which devices gain and lose what from one site to another")
     differ.set_defaults(run=_diff)
     differ.add_argument("old", type=Path, metavar="OLD", help="the site's folder as it was")
@@ -110,7 +116,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     for parser in (explain, matrix):
         parser.add_argument("--at", type=_instant, metavar="TIME", help="when, as in 2026-03-29T02:30:00+01:00, or now")
         parser.add_argument("--from", type=_address, dest="address", metavar="IP", help="the address it comes from")
-    for parser in (check, compiler, explain, matrix):
+    for parser in (check, compiler, explain, issuers, matrix):
         parser.add_argument("site", type=Path, metavar="SITE", help="the site's folder, such as inventories/lab")
 
 
@@ -319,6 +325,41 @@ def _explain(arguments: argparse.Namespace) -> int:
         sys.stderr.write(f"bednet: {decision.reason}. Cure: {cure}. [unknown-device]\n")
         return 1
     sys.stdout.write(words)
+    return 0
+
+
+def _issuers(arguments: argparse.Namespace) -> int:
+    site = load_site(arguments.site)
+    device, wanted = arguments.device, arguments.issuer
+    listed = device in site.devices
+    able = [issuer for issuer in site.issuers.values() if device.startswith(issuer.prefix) and (listed or issuer.roles)]
+    message = cure = code = ""
+    if not listed and not able:
+        message = (
+            f"there is no device {device!r} in {arguments.site}, and no issuer of policy.yml gives such an id roles"
+        )
+        cure = f"{did_you_mean(device, site.devices)}Name one of its lists, or an id with the prefix of such an issuer"
+        code = "unknown-device"
+    elif wanted is not None:
+        known = {issuer.issuer: issuer for issuer in site.issuers.values()}
+        issuer = known.get(wanted)
+        if issuer is None:
+            message = f"{arguments.site}/policy.yml has no issuer {wanted!r}"
+            cure = f"{did_you_mean(wanted, known)}Name one as its tokens do: {', '.join(known) or 'there is none'}"
+            code = "unknown-issuer"
+        elif issuer.service:
+            message = f"{wanted} is the site's own token service"
+            cure = "say the token's jti alone; the service knows the rest"
+            code = "own-service"
+        elif issuer not in able:
+            message = f"no token of issuer '{issuer.name}' is for {device!r}"
+            cure = f"name the device as gateways do, with the prefix '{issuer.prefix}', or another issuer"
+            code = "wrong-issuer"
+    if message:
+        sys.stderr.write(f"bednet: {message}. Cure: {cure}. [{code}]\n")
+        return 1
+    shown = [{"name": issuer.name, "issuer": issuer.issuer, "service": issuer.service} for issuer in able]
+    sys.stdout.write(json.dumps({"device": device, "listed": listed, "issuers": shown}) + "\n")
     return 0
 
 

@@ -9,7 +9,8 @@
 - ``reinstate ID``: the way back; its secrets come with the next ``apply``. Not after a key compromise.
 - ``crl``: refuses the certificates that the CA's list names, which comes verified, as JSON on stdin.
 - ``keys ISS``: the public keys that an issuer of tokens signs with, as a JWKS on stdin.
-- ``revoke-token ISS JTI EXP DEVICE``, ``cutoff DEVICE SECONDS``: refuse one token, or all that a device got until then.
+- ``kids ISS``: the names of those keys that it has.
+- ``revoke-token ISS JTI EXP DEVICE``, ``cutoff DEVICE [SECONDS]``: refuse one token, or all that a device got so far.
 - ``revocations ISS``: the same from the list of the site's own token service, on stdin.
 - ``status``: read-only health of the store; exit code 1 when somebody has to act.
 - ``dump [ID]``: what the store says, as JSON lines, without secrets.
@@ -118,9 +119,8 @@ TEXT8, TEXT16 = 0xFF, 0xFFFF
 TOLD = 100
 # A revoked token is remembered until it has ended for every broker, whose clocks may differ and which give a leeway.
 TOKEN_KEPT_SECONDS = 300
-# No broker takes a token that lives longer than a day, and clocks differ by minutes. What a token service that was
-# taken over says of later times would never be forgotten.
-_LATEST_TOKEN, _LATEST_CUTOFF = 86_400 + 2 * TOKEN_KEPT_SECONDS, TOKEN_KEPT_SECONDS  # seconds from now
+# Clocks differ by minutes. A token service that was taken over could else shut a device out for good.
+_LATEST_CUTOFF = TOKEN_KEPT_SECONDS  # seconds from now
 _MOST_JTI, _MOST_SECONDS = 1024, 1 << 62
 _MOST_CRL_NUMBER = (1 << 64) - 1
 
@@ -1670,27 +1670,47 @@ class Store:
 
         return self._change(work, new=False)
 
+    def kids(self, iss: str) -> Json:
+        """Name the keys of an issuer that the store has; one without a name is an empty text.
+
+        :raises Refused: when the store does not know the issuer, or cannot be read.
+        """
+        with self._reading() as old:
+            if old.transaction is None:
+                raise Refused(f"{self.folder}: there is no store. Cure: run playbooks/site.yml")
+            _issuer(old, iss)
+            records = [(key, record) for key, record in old.items(b"keys") if key[:8] == issuer_key(iss)]
+            kids = [self._decoded(Key.decode, key, record).kid for key, record in records]
+        return {"issuer": iss, "kids": sorted(kids)}
+
     def revoke_token(self, iss: str, jti: str, expires: int, device_id: str) -> Json:
         """Refuse one token from now on.
 
-        :param expires: when it ends by itself, in unix seconds; it is forgotten some time later.
+        :param expires: when it ends by itself, in unix seconds; it is forgotten some time later. A time that is later
+            than that of any token of the issuer that is good now is taken for the latest of these.
         :raises Refused: when the store does not know the issuer, or something cannot be.
         """
 
         def work(run: _Run) -> Json:
-            _issuer(run.old, iss)
-            return {"tokens": self._add_tokens(run, iss, [(jti, expires, device_id)])}
+            return {"tokens": self._add_tokens(run, _issuer(run.old, iss), [(jti, expires, device_id)])}
 
         return self._change(work, new=False)
 
-    def cutoff(self, device_id: str, until: int) -> Json:
+    def cutoff(self, device_id: str, until: int | None = None) -> Json:
         """Refuse all tokens that a device got until then, in unix seconds. It is never taken back.
 
         A time in the future, beyond what clocks differ by, is taken for the present.
 
+        :param until: None for all that would be good at this moment, whoever issued them: up to the leeway of an issuer
+            whose prefix the id has, the clock of that one may be ahead.
         :raises Refused: when there can be no such device or time.
         """
-        return self._change(lambda run: {"cutoffs": self._add_cutoffs(run, {device_id: until})}, new=False)
+
+        def work(run: _Run) -> Json:
+            seconds = int(self._clock()) + _ahead(run.old, device_id) if until is None else until
+            return {"cutoffs": self._add_cutoffs(run, {device_id: seconds})}
+
+        return self._change(work, new=False)
 
     def revocations(self, iss: str, payload: object) -> Json:
         """Take over what the site's own token service revoked; what it does not list stays revoked.
@@ -1710,24 +1730,28 @@ class Store:
         tokens = [(token.get("jti"), token.get("exp"), token.get("device")) for token in listed]
 
         def work(run: _Run) -> Json:
-            if not _issuer(run.old, iss).flags & OWN_SERVICE:
+            issuer = _issuer(run.old, iss)
+            if not issuer.flags & OWN_SERVICE:
                 raise Refused(
                     f"{iss!r} is not the site's own token service, and no other may refuse tokens here. "
                     "Cure: see 'service' in policy.yml"
                 )
-            return {"tokens": self._add_tokens(run, iss, tokens), "cutoffs": self._add_cutoffs(run, cutoffs)}
+            return {"tokens": self._add_tokens(run, issuer, tokens), "cutoffs": self._add_cutoffs(run, cutoffs)}
 
         return self._change(work, new=False)
 
-    def _add_tokens(self, run: _Run, iss: str, tokens: Iterable[tuple[object, object, object]]) -> int:
+    def _add_tokens(self, run: _Run, issuer: Issuer, tokens: Iterable[tuple[object, object, object]]) -> int:
         """Note revoked tokens, and forget those that ended long ago. :returns: how many are new."""
         now = int(self._clock())
+        # What is good now was issued at most `leeway` ahead, and lasts at most `longest`. What a token service that was
+        # taken over says of later times would never be forgotten.
+        latest = now + issuer.leeway + issuer.longest
         new: dict[bytes, bytes] = {}
         for jti, expires, device_id in tokens:
             if not isinstance(jti, str) or not jti or len(jti) > _MOST_JTI or not _encodable(jti):
                 raise Refused(f"{jti!r} is not a token's 'jti'. Cure: give it as the token has it")
-            seconds, subject = min(_seconds(expires), now + _LATEST_TOKEN), _device_id(device_id)
-            key, record = token_key(iss, jti), encode_seconds(seconds)
+            seconds, subject = min(_seconds(expires), latest), _device_id(device_id)
+            key, record = token_key(issuer.iss, jti), encode_seconds(seconds)
             if seconds + TOKEN_KEPT_SECONDS > now and key not in new and run.old.get(b"tokens", key) is None:
                 new[key] = record
                 run.set(b"tokens", SILENT, key, None, record)
@@ -2309,6 +2333,20 @@ def _issuer(old: _Old, iss: str) -> Issuer:
     return issuer
 
 
+def _ahead(old: _Old, device_id: str) -> int:
+    """Return by how many seconds the `iat` of a device's token may be ahead, and the token be taken."""
+    leeways = [0]
+    for _, record in old.items(b"issuers"):
+        try:
+            issuer = Issuer.decode(record)
+        except Damaged:
+            # Nobody can say any more; what ends too much is better here than what ends too little.
+            return MOST_LEEWAY
+        if device_id.startswith(issuer.prefix):
+            leeways.append(issuer.leeway)
+    return max(leeways)
+
+
 def _device_id(value: object) -> bytes:
     if not isinstance(value, str) or not DEVICE_ID.fullmatch(value):
         raise Refused(f"{value!r} cannot be a device's id. Cure: name one as devices.yml does")
@@ -2541,11 +2579,14 @@ def _parser() -> argparse.ArgumentParser:
     token.add_argument("device", metavar="DEVICE", help="whose it is")
     cutoff = commands.add_parser("cutoff", parents=[common], help="refuse all tokens that a device got until then")
     cutoff.add_argument("device", metavar="DEVICE")
-    cutoff.add_argument("until", type=int, metavar="SECONDS", help="unix seconds")
+    cutoff.add_argument(
+        "until", type=int, nargs="?", metavar="SECONDS", help="unix seconds; else whatever would be good at this moment"
+    )
     revocations = commands.add_parser(
         "revocations", parents=[common], help="refuse what the site's token service revoked: its verified list on stdin"
     )
-    for command in (keys, revocations):
+    kids = commands.add_parser("kids", parents=[common], help="name the keys of an issuer that the store has")
+    for command in (keys, kids, revocations):
         command.add_argument("issuer", metavar="ISS", help="the issuer, as in policy.yml")
     status = commands.add_parser("status", parents=[common], help="read-only health of the store")
     status.add_argument("--deep", action="store_true", help="read every record")
@@ -2590,6 +2631,8 @@ def _run(options: argparse.Namespace) -> int:  # noqa: PLR0912 - one for each co
             result = store.add_serials(_from_stdin(MOST_CRL))
         case "keys":
             result = store.set_keys(options.issuer, _from_stdin())
+        case "kids":
+            result = store.kids(options.issuer)
         case "revoke-token":
             result = store.revoke_token(options.issuer, options.jti, options.expires, options.device)
         case "cutoff":

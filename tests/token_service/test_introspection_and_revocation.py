@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -216,6 +217,15 @@ def test_unchanged_list_is_signed_once_in_a_minute(plant: Plant) -> None:
     assert plant.get("/revocations").get_data() == first
     plant.clock.now = START + 60
     assert plant.get("/revocations").get_data() != first
+
+
+def test_list_is_signed_anew_when_its_key_is_given_up_7515_4_1_4(plant: Plant) -> None:
+    """After a key was stolen gateways take no list that the old one signed, not for the rest of its minute either."""
+    first = plant.get("/revocations").get_data(as_text=True)
+    new = plant.rotate(sign_after=0, retire_after=0)["kid"]
+    again = plant.get("/revocations").get_data(as_text=True)
+    assert [key["kid"] for key in json.loads(plant.get("/jwks.json").get_data())["keys"]] == [new]
+    assert jose.parse(again).header["kid"] == new != jose.parse(first).header["kid"]
 
 
 def test_device_that_is_revoked_in_the_site_gets_a_cutoff(plant: Plant) -> None:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -156,8 +158,18 @@ def test_only_public_keys_are_printed(deployed: Run) -> None:
 
 def test_all_tokens_of_a_device_are_ended(deployed: Run) -> None:
     answer = deployed("revoke", "--device", "edge-1")
-    assert answer == {"changed": True, "device": "edge-1", "cutoff": SECONDS, "revoked": None}
+    assert answer == {"issuer": ISSUER, "changed": True, "device": "edge-1", "cutoff": SECONDS, "revoked": None}
     assert deployed("revoke", "--device", "edge-1")["changed"] is False
+
+
+def test_one_token_is_ended_though_its_name_begins_like_an_option(deployed: Run) -> None:
+    """A jti is base64url: one in 64 begins with '-'."""
+    jti, exp = "-c7fNTupp6sYvvGNatJRNQ", SECONDS + 900
+    with contextlib.closing(sqlite3.connect(deployed.folder / "tokens.db")) as connection, connection:
+        connection.execute("INSERT INTO tokens (jti, device, iat, exp) VALUES (?, 'edge-1', ?, ?)", (jti, SECONDS, exp))
+    told = {"issuer": ISSUER, "jti": jti, "device": "edge-1", "exp": exp}
+    assert deployed("revoke", f"--jti={jti}") == {"changed": True, **told}
+    assert deployed("revoke", f"--jti={jti}") == {"changed": False, **told}
 
 
 def test_device_is_kept_out_until_the_site_lets_it_in_again(deployed: Run) -> None:

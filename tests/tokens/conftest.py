@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, utils
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from bednet.client import Token, TokenClient, TokenError, TokenSource
+from bednet.client import Token, TokenClient, TokenError, TokenSource, _base64url
 from bednet.probe import Credentials
 
 if TYPE_CHECKING:
@@ -34,6 +36,32 @@ def claims(token: Token | str) -> dict[str, Any]:
     part = text.split(".")[1]
     told: dict[str, Any] = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
     return told
+
+
+def header(token: Token | str) -> dict[str, Any]:
+    """Read what a token says of itself: how it is signed, and with which key."""
+    text = token if isinstance(token, str) else token.text
+    part = text.split(".", 1)[0]
+    told: dict[str, Any] = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    return told
+
+
+def public_jwk(key: ec.EllipticCurvePrivateKey, kid: str) -> dict[str, str]:
+    """Return the public half of another identity provider's key (RFC 7517)."""
+    numbers = key.public_key().public_numbers()
+    sides = {side: _base64url(getattr(numbers, side).to_bytes(32, "big")) for side in "xy"}
+    return {"kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": kid, **sides}
+
+
+def foreign_token(key: ec.EllipticCurvePrivateKey, kid: str, **said: object) -> str:
+    """Sign a token as another identity provider does (RFC 7515), for now and five minutes if nothing else is said."""
+    now = int(time.time())
+    told = {"iat": now, "exp": now + 300, **said}
+    signed = ".".join(
+        _base64url(json.dumps(part).encode()) for part in ({"alg": "ES256", "typ": "JWT", "kid": kid}, told)
+    )
+    pair = utils.decode_dss_signature(key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
+    return f"{signed}.{_base64url(b''.join(number.to_bytes(32, 'big') for number in pair))}"
 
 
 @dataclass(frozen=True)
@@ -70,6 +98,12 @@ class Tokens:
         """Run the service's tool on its host."""
         told: dict[str, Any] = json.loads(self.host.exec(["bednet-token-service", *words]).stdout)
         return told
+
+    def kids(self, gateway: str) -> set[str]:
+        """Name the keys of the service that a gateway's store has."""
+        issuer = str(self.tool("status")["issuer"])
+        told = json.loads(self.plant.lab.hosts[gateway].exec(["bednet-store", "kids", issuer]).stdout)
+        return set(told["kids"])
 
     def refused(self, device: str) -> TokenError:
         """Return why a device gets no token."""
@@ -144,6 +178,11 @@ class Connected:
         """Wait for something that it notes."""
         with self._changed:
             assert self._changed.wait_for(ready, DEADLINE_S), f"{what} does not happen: {self.lost} {self.renewed}"
+
+    def await_return(self) -> None:
+        """Wait until its session was ended, and the next began."""
+        self.until(lambda: self.lost, "the end of the session")
+        self.until(lambda: self.connections > 1, "a new session")
 
     def await_renewals(self, count: int) -> None:
         """Wait until its token was renewed so many times."""

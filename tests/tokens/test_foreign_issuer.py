@@ -20,14 +20,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from bednet.probe import NOT_AUTHORIZED, Credentials, enter
+from bednet.probe import Credentials, enter
 from tests import providers
-from tests.live import Audit, other_site
+from tests.live import other_site, refused_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bednet.probe import Listener
     from testbed.lab import Host
     from tests.conftest import Plant
     from tests.live import Site
@@ -100,12 +99,6 @@ def _describe(site: Site) -> None:
     del issuer["attributes"]
     issuer["roles"]["map"] = {"plant-robot": "sensor"}
     site.policy.setdefault("issuers", []).append({**issuer, "issuer": ISSUER, "jwks_url": f"{ISSUER}/certs"})
-
-
-def _refused(gateway: Host, where: Listener, credentials: Credentials, reason: str) -> None:
-    audit = Audit(gateway)
-    assert enter(where, credentials).code == NOT_AUTHORIZED
-    assert audit.line(event="refused", action="connect")["reason"] == reason
 
 
 def _chain(now: dt.datetime) -> tuple[bytes, bytes, bytes]:
@@ -183,7 +176,7 @@ def test_keys_of_another_provider_are_fetched_kept_and_replaced(plant: Plant, pr
         assert f"From {ISSUER} nothing new is used: " in (told := _fetches(gateway))
         assert "certificate verify failed" in told
         assert _keyless(gateway) == [ISSUER]
-        _refused(gateway, where, provider.token("first"), "token-key")
+        assert refused_for(gateway, where, provider.token("first")) == "token-key"
 
         # The operator names it, as for everything else on a Debian host; the timer does the rest.
         gateway.write_file(NAMED_CA, provider.root)
@@ -210,4 +203,4 @@ def test_keys_of_another_provider_are_fetched_kept_and_replaced(plant: Plant, pr
         provider.start()
         assert _fetches(gateway) == ""
         assert enter(where, provider.token("second")).accepted
-        _refused(gateway, where, provider.token("first"), "token-key")
+        assert refused_for(gateway, where, provider.token("first")) == "token-key"

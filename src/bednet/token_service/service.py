@@ -203,16 +203,17 @@ class Service:
             return {"keys": keys.published(connection, self.now())}
 
     def revocations(self) -> str:
-        """Return the signed revocation list; one with the same content serves several requests."""
+        """Return the signed revocation list; one with the same content and key serves several requests."""
         now = self.now()
         with self.database.reading() as connection:
+            clock.check(connection, now)
             content = revocation.listed(connection, now)
-            text = json.dumps(content)
+            signer = self.keys.signer(connection, now)
+            # Brokers refuse what a key signed that is published no more.
+            text = json.dumps([signer.kid, content])
             with self._lock:
                 if self._list and self._list[1] == text and 0 <= now - self._list[0] < LIST_REUSED:
                     return self._list[2]
-            clock.check(connection, now)
-            signer = self.keys.signer(connection, now)
         claims = {"iss": self.config.issuer, "iat": now, "exp": now + revocation.LIST_SECONDS, **content}
         signed = signer.sign(LIST_TYP, claims)
         with self._lock:

@@ -86,7 +86,7 @@ class Tool:
                 sign_after=sign_after,
                 retire_after=retire_after,
             )
-        return {"changed": True, **answer}
+        return {"changed": True, "issuer": self.settings.issuer, **answer}
 
     def _usable(self, connection: sa.engine.Connection) -> bool:
         rows = connection.execute(sa.select(signing_keys.c.kid).where(signing_keys.c.retires_at.is_(None)))
@@ -113,12 +113,14 @@ class Tool:
                     self.database, connection, device, self.now, reason=reason, reinstated=reinstated
                 )
                 at = connection.execute(sa.select(cutoffs.c.at).where(cutoffs.c.device == device)).scalar()
-                return {"changed": changed, "device": device, "cutoff": at, "revoked": reason}
+                answer = {"changed": changed, "device": device, "cutoff": at, "revoked": reason}
+                return {"issuer": self.settings.issuer, **answer}
             row = connection.execute(sa.select(tokens).where(tokens.c.jti == jti)).mappings().first()
             if row is None:
                 raise Refused("the service knows no token with this jti. Cure: take the jti from the token or the log")
             changed = revocation.revoke_token(connection, row["jti"], self.now)
-            return {"changed": changed, "jti": row["jti"], "device": row["device"], "exp": row["exp"]}
+            answer = {"changed": changed, "jti": row["jti"], "device": row["device"], "exp": row["exp"]}
+            return {"issuer": self.settings.issuer, **answer}
 
     def approve(self, user_code: str, device: str, *, deny: bool) -> Json:
         """Decide a request of RFC 8628."""

@@ -442,3 +442,66 @@ def test_an_acl_file_does_not_know_tokens(site_folder: SiteFolder, capsys: pytes
     assert "[acl-issuer]" in told
     assert main([*command, "--strictest"]) == 0
     assert "edge-1" not in json.loads(capsys.readouterr().out)["acl_file"]
+
+
+# --- bednet issuers
+
+
+def test_whose_tokens_may_be_for_a_device(site_folder: SiteFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    third = {**FOREIGN, "name": "third", "issuer": "https://third.example"}
+    write(site_folder, SERVICE, WITH_ROLES, third)
+
+    def told(device: str, *words: str) -> Json:
+        assert main(["issuers", str(site_folder.path), "--device", device, *words]) == 0
+        answer: Json = json.loads(capsys.readouterr().out)
+        return answer
+
+    shown = {
+        line["name"]: {"name": line["name"], "issuer": line["issuer"], "service": line is SERVICE}
+        for line in (SERVICE, WITH_ROLES, third)
+    }
+    assert told("edge-1") == {"device": "edge-1", "listed": True, "issuers": [shown["site"], shown["third"]]}
+    # Nobody but the issuer that makes devices of roles can be meant by an id that no list has.
+    assert told("sso-cart") == {"device": "sso-cart", "listed": False, "issuers": [shown["sso"]]}
+    assert told("sso-cart", "--issuer", "https://sso.example/r") == told("sso-cart")
+    assert told("edge-1", "--issuer", "https://third.example") == told("edge-1")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (
+            ("--device", "egde-1"),
+            (
+                r"there is no device 'egde-1' in \S+, and no issuer of policy\.yml gives such an id roles\. "
+                r"Cure: did you mean 'edge-1'\? .* \[unknown-device\]"
+            ),
+        ),
+        (("--device", "ss"), r"no device 'ss' in \S+, .* Cure: Name one of its lists, or an id with the prefix"),
+        # An issuer without roles has a say for listed devices alone.
+        (("--device", "o-cart"), r"\[unknown-device\]"),
+        (
+            ("--device", "edge-1", "--issuer", "https://sso.exampel/r"),
+            (
+                r"policy\.yml has no issuer 'https://sso\.exampel/r'\. Cure: did you mean 'https://sso\.example/r'\? "
+                r"Name one as its tokens do: .* \[unknown-issuer\]"
+            ),
+        ),
+        (
+            ("--device", "edge-1", "--issuer", SERVICE["issuer"]),
+            r"https://tokens\.plant\.example:8443 is the site's own token service\. Cure: say the token's jti alone",
+        ),
+        (
+            ("--device", "edge-1", "--issuer", FOREIGN["issuer"]),
+            r"no token of issuer 'sso' is for 'edge-1'\. Cure: .* with the prefix 'sso-', .* \[wrong-issuer\]",
+        ),
+    ],
+)
+def test_what_nobodys_token_can_say_is_refused(
+    site_folder: SiteFolder, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], why: str
+) -> None:
+    write(site_folder, SERVICE, WITH_ROLES, {**FOREIGN, "name": "o", "issuer": "https://o", "device": {"prefix": "o-"}})
+    assert main(["issuers", str(site_folder.path), *words]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.search(why, said.err)

@@ -223,6 +223,20 @@ def test_a_dump_shows_issuers_and_names_of_keys(plant: store.Store) -> None:
     assert {"key": "f", "issuer": store.issuer_key(OTHER).hex(), "algorithm": "ES256"} in lines
 
 
+def test_the_store_names_the_keys_of_an_issuer_and_nothing_else_of_them(plant: store.Store) -> None:
+    assert plant.kids(ISS) == {"issuer": ISS, "kids": []}
+    plant.set_keys(ISS, jwks(jwk(EC, kid="b"), jwk(EC2)))
+    assert plant.kids(ISS) == {"issuer": ISS, "kids": ["", "b"]}
+    assert plant.kids(OTHER) == {"issuer": OTHER, "kids": ["f"]}
+    with pytest.raises(store.Refused, match=r"the store has no issuer 'https://x'\. Cure: "):
+        plant.kids("https://x")
+
+
+def test_a_store_that_is_not_there_has_no_keys(tmp_path: Path) -> None:
+    with pytest.raises(store.Refused, match=r"there is no store\. Cure: run playbooks/site\.yml"):
+        store.Store(tmp_path / "none").kids(ISS)
+
+
 # --- issuers that are unsound
 
 
@@ -380,11 +394,71 @@ def test_what_is_said_of_the_far_future_does_not_stay_for_ever(plant: store.Stor
     assert cutoffs(plant)[b"edge-2"] == NOW + 300
     plant.revoke_token(ISS, "j1", 1 << 60, "edge-1")
     ends = tokens(plant)[store.token_key(ISS, "j1")]
-    # No token that a broker takes ends later.
-    assert ends == NOW + 86_400 + 600
+    # No token that a broker takes ends later: its leeway, and `longest`.
+    assert ends == NOW + 30 + 86_400
     clock.now = ends + store.TOKEN_KEPT_SECONDS
-    plant.revoke_token(ISS, "j2", clock.now + 900, "edge-1")
+    plant.revoke_token(ISS, "j2", int(clock.now) + 900, "edge-1")
     assert store.token_key(ISS, "j1") not in tokens(plant)
+
+
+YEAR = 366 * 86_400
+
+
+@pytest.mark.parametrize(("longest", "leeway"), [(YEAR, 30), (YEAR, 300), (60, 0), (store.DAY_SECONDS, 300)])
+def test_a_revoked_token_is_remembered_as_long_as_its_issuer_lets_one_live(
+    tmp_path: Path, clock: Clock, longest: int, leeway: int
+) -> None:
+    """A token of a year must not come back after a day: to the second, its issuer's clock as far ahead as it may be.
+
+    The broker takes a token until the second before `exp` + leeway (docs/plugin.md).
+    """
+    plant = store.Store(tmp_path / "store", clock=clock)
+    plant.apply(compiled(issuers=[issuer(service=True), {**FOREIGN, "longest": longest, "leeway": leeway}]), secrets())
+    key, expires = store.token_key(OTHER, "long"), NOW + leeway + longest
+    plant.revoke_token(OTHER, "long", expires, "edge-1")
+    assert tokens(plant) == {key: expires}
+    # What is later is no token's end; it is cut to the last that can be.
+    plant.revoke_token(OTHER, "later", expires + 1, "edge-1")
+    assert tokens(plant)[store.token_key(OTHER, "later")] == expires
+    last_good, forgotten = expires + leeway - 1, expires + store.TOKEN_KEPT_SECONDS
+    for moment in (NOW + longest // 2, last_good, forgotten - 1, forgotten):
+        clock.now = moment
+        # Forgetting goes with the next that is revoked.
+        plant.revoke_token(ISS, f"at {moment}", moment + 900, "edge-2")
+        assert (key in tokens(plant)) is (moment < forgotten), moment
+
+
+def test_of_the_sites_own_service_longest_counts_likewise(tmp_path: Path, clock: Clock) -> None:
+    plant = store.Store(tmp_path / "store", clock=clock)
+    plant.apply(compiled(issuers=[issuer(service=True, longest=900, leeway=5)]), secrets())
+    entries = [{"jti": "a", "exp": NOW + 5 + 900 + 1, "device": "edge-1"}]
+    plant.revocations(ISS, {**listed(), "tokens": entries})
+    assert tokens(plant) == {store.token_key(ISS, "a"): NOW + 5 + 900}
+
+
+def test_whatever_would_be_good_now_ends_whose_ever_it_is(tmp_path: Path, clock: Clock) -> None:
+    """Without a time: now, and as far ahead as the clock of an issuer of this device may be."""
+    plant = store.Store(tmp_path / "store", clock=clock)
+    issuers = [
+        issuer(service=True, leeway=5),
+        issuer(OTHER, prefix="kc-", leeway=120),
+        issuer("https://third.example", prefix="kc-x-", leeway=300),
+    ]
+    plant.apply(compiled(issuers=issuers), secrets())
+    clock.now = NOW + 0.9
+    for device_id, until in (("edge-1", 5), ("kc-cart", 120), ("kc-x-cart", 300), ("kc", 5)):
+        assert plant.cutoff(device_id)["cutoffs"] == 1
+        assert cutoffs(plant)[device_id.encode()] == NOW + until
+        assert plant.cutoff(device_id)["changed"] is False
+    plant.apply(compiled(), secrets())
+    plant.cutoff("nobodys")
+    assert cutoffs(plant)[b"nobodys"] == NOW
+    with lmdb.open(str(plant.folder), max_dbs=len(store.DATABASES)) as environment:
+        database = environment.open_db(b"issuers", create=False)
+        with environment.begin(write=True) as transaction:
+            transaction.put(b"12345678", b"?", db=database)
+    plant.cutoff("nobodys")
+    assert cutoffs(plant)[b"nobodys"] == NOW + store.MOST_LEEWAY
 
 
 def listed(*jtis: str, **cut: int) -> Json:
@@ -468,6 +542,14 @@ def test_the_tool_takes_keys_and_revocations_on_stdin(
     assert (code, json.loads(out)["tokens"]) == (0, 1)
     code, out, _ = run("", "cutoff", "edge-1", str(NOW))
     assert (code, json.loads(out)["cutoffs"]) == (0, 1)
+    code, out, _ = run("", "cutoff", "edge-2")
+    assert (code, json.loads(out)["cutoffs"]) == (0, 1)
+    # A name in base64url may begin like an option.
+    code, out, _ = run("", "revoke-token", "--", ISS, "-b", str(NOW + 9_000_000), "edge-1")
+    assert (code, json.loads(out)["tokens"]) == (0, 1)
+    assert store.token_key(ISS, "-b") in tokens(plant)
+    code, out, _ = run("", "kids", ISS)
+    assert (code, json.loads(out)) == (0, {"issuer": ISS, "kids": ["a"]})
     for text, why in (("{", "stdin is not JSON"), (" " * (store.MOST_JWKS + 1), f"more than {store.MOST_JWKS} bytes")):
         code, out, err = run(text, "keys", ISS)
         assert (code, out) == (1, "")
