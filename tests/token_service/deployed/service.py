@@ -299,7 +299,7 @@ def deploy(
     for name in ("keys", "run", "tls"):
         (folder / name).mkdir()
     # nginx's worker is nobody's when root starts it.
-    for parent in [folder, *folder.parents[:2], folder / "run"]:
+    for parent in [folder, *folder.parents[:3], folder / "run"]:
         parent.chmod(0o755)
     port = free_port()
     issuer = f"https://localhost:{port}"
