@@ -18,6 +18,7 @@ from bednet.probe import NOT_AUTHORIZED, Credentials, enter
 from testbed.lab import Lab
 from tests.conftest import Plant
 from tests.tokens.conftest import claims
+from tests.tokens.logs import check_silence, logs_of, secrets_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,3 +111,13 @@ def test_the_password_of_the_database_is_for_the_service_alone(pair: Plant) -> N
 
 def test_every_check_of_verify_passes_there(pair: Plant) -> None:
     assert pair.lab.play("verify.yml").failed == 0
+
+
+def test_neither_the_databases_password_nor_a_token_is_in_any_log(pair: Plant) -> None:
+    path = "/etc/bednet-token-service/database_password"
+    password = pair.lab.hosts["gateway-1"].exec(["cat", path]).raw.strip()
+    logs = logs_of(pair.lab)
+    # The logs are the ones: the service's own, and that of the database server, where the password was set.
+    assert b'"event": "issued"' in logs["gateway-2"]
+    assert b"database system is ready" in logs["authority"]
+    check_silence(logs, secrets_of(pair.folder) | {"the database's password": password})
