@@ -457,7 +457,7 @@ def test_what_has_run_out_is_thrown_away_by_a_timer(tokens: Tokens) -> None:
 def test_a_certificate_that_does_not_hold_is_refused_by_the_front_in_words_of_oauth(
     plant: Plant, tokens: Tokens, kind: str
 ) -> None:
-    """By itself nginx would say 400, with a page of HTML (its errors 494 to 496)."""
+    """By itself nginx would say 400, with a page of HTML (its errors 495 and 496)."""
     where = Listener(tokens.host.address, 8443, plant.ca, "tokens.plant.example")
     form = {"grant_type": "client_credentials", "client_id": "temp-101"}
     answer = request(where, "POST", "/token", credentials=plant.villain(kind), form=form)
