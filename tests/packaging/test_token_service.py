@@ -36,7 +36,7 @@ def check(tested: PytestRun, suite: str, at_least: int, *left_out: str) -> None:
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_clients_of_others_are_served_through_nginx(suite: str, measured: Callable[[str], None]) -> None:
-    # Under Debian 12's libfaketime (0.9.10) Python cannot sleep. How the service judges its clock no library has a say in.
+    # Under Debian 12's libfaketime (0.9.10) Python cannot sleep. The service reads its clock in the same way there.
     elsewhere = (POSTGRESQL, *([CLOCK] if suite == "bookworm" else []))
     tested = run_service_tests(suite, (DEPLOYED, *(f"--ignore={path}" for path in elsewhere)))
     check(tested, suite, 28)
