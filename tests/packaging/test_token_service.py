@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 DEPLOYED = "tests/token_service/deployed"
-POSTGRESQL = f"{DEPLOYED}/test_postgresql.py"
+POSTGRESQL, CLOCK = f"{DEPLOYED}/test_postgresql.py", f"{DEPLOYED}/test_clock.py"
 AUTHLIB = {"trixie": "1.6.", "bookworm": "1.2."}
 # bookworm's turn comes where time is no matter.
 SUITES = [pytest.param(suite, marks=[] if suite == "trixie" else pytest.mark.full, id=suite) for suite in image.SUITES]
@@ -36,7 +36,9 @@ def check(tested: PytestRun, suite: str, at_least: int, *left_out: str) -> None:
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_clients_of_others_are_served_through_nginx(suite: str, measured: Callable[[str], None]) -> None:
-    tested = run_service_tests(suite, (DEPLOYED, f"--ignore={POSTGRESQL}"))
+    # Under Debian 12's libfaketime (0.9.10) Python cannot sleep. The service reads its clock in the same way there.
+    elsewhere = (POSTGRESQL, *([CLOCK] if suite == "bookworm" else []))
+    tested = run_service_tests(suite, (DEPLOYED, *(f"--ignore={path}" for path in elsewhere)))
     check(tested, suite, 28)
     measured(f"token service behind nginx on {suite}: {tested.passed} tests in {tested.seconds:.0f} s")
 
@@ -44,7 +46,7 @@ def test_clients_of_others_are_served_through_nginx(suite: str, measured: Callab
 @pytest.mark.parametrize("suite", SUITES)
 def test_instances_share_a_database_of_postgresql(suite: str, measured: Callable[[str], None]) -> None:
     tested = run_service_tests(suite, (POSTGRESQL,), debian=True)
-    check(tested, suite, 13)
+    check(tested, suite, 14)
     measured(f"token service over PostgreSQL on {suite}: {tested.passed} tests in {tested.seconds:.0f} s")
 
 

@@ -114,9 +114,6 @@ def test_device_without_a_secret_from_the_ca_is_refused(plant: Plant) -> None:
     [
         ({"a": "b"}, "invalid_request", "no-grant-type", 400),
         ({"grant_type": ""}, "invalid_request", "no-grant-type", 400),
-        ({"grant_type": "password"}, "unsupported_grant_type", "unsupported-grant-type", 400),
-        ({"grant_type": "authorization_code"}, "unsupported_grant_type", "unsupported-grant-type", 400),
-        ({"grant_type": "refresh_token"}, "unsupported_grant_type", "unsupported-grant-type", 400),
         ({"grant_type": "Client_Credentials"}, "unsupported_grant_type", "unsupported-grant-type", 400),
         ({**GRANT, "client_id": "hmi-1"}, "invalid_client", "client-id-mismatch", 401),
         ({**GRANT, "scope": "openid"}, "invalid_scope", "scope-malformed", 400),

@@ -191,6 +191,87 @@ def test_what_is_no_token_is_fine_section_2_2(plant: Plant, token: str) -> None:
     assert ask(plant, "/revoke", token).status_code == 200
 
 
+def give_back(plant: Plant, number: int, who: str = "edge-1") -> None:
+    """Let a device get tokens and end them, one after the other."""
+    for _ in range(number):
+        assert ask(plant, "/revoke", text_of(plant.token(who)), who).status_code == 200
+
+
+def test_device_that_gives_back_too_many_ends_all_of_its_own(plant: Plant) -> None:
+    kept, others = text_of(plant.token()), text_of(plant.token("edge-2"))
+    give_back(plant, revocation.MOST_OWN)
+    assert (len(listed(plant)["tokens"]), listed(plant)["cutoffs"]) == (revocation.MOST_OWN, {})
+    assert (ask(plant, "/introspect", kept).json or {})["active"] is True
+    plant.clock.now += 1
+    give_back(plant, 1)
+    assert (listed(plant)["tokens"], listed(plant)["cutoffs"]) == ([], {"edge-1": START + 1})
+    line = plant.lines()[-1]
+    assert (line["event"], line["client"], line["cutoff"]) == ("revoked-all", "edge-1", START + 1)
+    assert ask(plant, "/introspect", kept).json == INACTIVE
+    # Nobody else's is touched, and the device goes on with a new one, in that very second.
+    assert (ask(plant, "/introspect", others, "edge-2").json or {})["active"] is True
+    response = plant.token()
+    assert claims_of(response)["iat"] == START + 2
+    assert (ask(plant, "/introspect", text_of(response)).json or {})["active"] is True
+
+
+def test_list_stays_short_whatever_a_device_gives_back(plant: Plant) -> None:
+    others = text_of(plant.token("edge-2"))
+    longest = 0
+    for _ in range(10):
+        give_back(plant, revocation.MOST_OWN - 2)
+        longest = max(longest, len(plant.get("/revocations").get_data()))
+        plant.clock.now += 1
+    # 320 tokens of 200 bytes are no more than twice as many as may be listed by themselves.
+    assert longest < 2 * revocation.MOST_OWN * 200
+    assert len(listed(plant)["tokens"]) <= revocation.MOST_OWN
+    assert list(listed(plant)["cutoffs"]) == ["edge-1"]
+    assert (ask(plant, "/introspect", others, "edge-2").json or {})["active"] is True
+
+
+def test_cutoff_of_a_device_in_a_hurry_does_not_run_ahead_of_the_clock(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revocation, "MOST_OWN", 4)
+    # Its tokens would have times of the future, and behind these the service would take its own clock to be wrong.
+    give_back(plant, 5 * revocation.MOST_OWN)
+    assert listed(plant)["cutoffs"] == {"edge-1": START}
+    response = plant.token()
+    assert claims_of(response)["iat"] == START + 1
+    assert (ask(plant, "/introspect", text_of(response)).json or {})["active"] is True
+    plant.clock.now += 1
+    give_back(plant, 1)
+    assert (listed(plant)["tokens"], listed(plant)["cutoffs"]) == ([], {"edge-1": START + 1})
+
+
+@pytest.mark.parametrize("ahead", [0, 20])
+def test_cutoff_is_not_taken_back_by_an_instance_whose_clock_is_behind(
+    plant: Plant, ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revocation, "MOST_OWN", 4)
+    with plant.database.writing() as connection:
+        revocation.revoke_device(plant.database, connection, "edge-1", START + ahead)
+    give_back(plant, 3 * revocation.MOST_OWN)
+    assert listed(plant)["cutoffs"] == {"edge-1": START + ahead}
+    assert "revoked-all" not in {line["event"] for line in plant.lines()}
+
+
+@pytest.mark.parametrize(("later", "cut"), [(900 + 299, True), (900 + 300, False)])
+def test_tokens_that_are_over_in_any_case_do_not_count(plant: Plant, later: int, cut: bool) -> None:
+    give_back(plant, revocation.MOST_OWN)
+    plant.clock.now = START + later
+    give_back(plant, 1)
+    assert ("edge-1" in listed(plant)["cutoffs"]) is cut
+
+
+def test_same_token_given_back_again_counts_once(plant: Plant) -> None:
+    kept, token = text_of(plant.token()), text_of(plant.token())
+    for _ in range(2 * revocation.MOST_OWN):
+        ask(plant, "/revoke", token)
+    assert (len(listed(plant)["tokens"]), listed(plant)["cutoffs"]) == (1, {})
+    assert (ask(plant, "/introspect", kept).json or {})["active"] is True
+
+
 # The list
 
 

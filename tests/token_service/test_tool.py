@@ -14,9 +14,10 @@ import pytest
 import sqlalchemy as sa
 
 from bednet.token_service import config, tool
+from bednet.token_service.app import make_app
 from bednet.token_service.database import SCHEMA, Database, devices
 from bednet.token_service.migrations import upgrade
-from tests.token_service.plant import GATEWAY, ISSUER, SITE_AUDIENCE, compiled, secret_hash
+from tests.token_service.plant import GATEWAY, ISSUER, SITE_AUDIENCE, UNIX, claims_of, compiled, secret_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -192,6 +193,45 @@ def test_device_is_kept_out_until_the_site_lets_it_in_again(deployed: Run) -> No
             for line in compiled()
         ]
         assert deployed.apply(lines)["reinstated"] == reinstated
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ((), {"changed": True, "device": "meter-1", "approved": True}),
+        (("--deny",), {"changed": True, "device": "meter-1", "approved": False}),
+    ],
+)
+def test_device_that_shows_a_code_is_approved_or_denied(
+    deployed: Run, words: tuple[str, ...], answer: dict[str, Any]
+) -> None:
+    client = make_app(config.parse(deployed.settings), now=lambda: deployed.now).test_client()
+
+    def post(path: str, **form: str) -> Any:
+        return client.post(path, data={"client_id": "meter-1", **form}, environ_overrides={"gunicorn.socket": UNIX})
+
+    asked = post("/device_authorization").json
+    grant = {"grant_type": "urn:ietf:params:oauth:grant-type:device_code", "device_code": asked["device_code"]}
+    assert post("/token", **grant).json["error"] == "authorization_pending"
+    assert deployed("approve", asked["user_code"].lower(), "--device", "meter-1", *words) == answer
+    told = post("/token", **grant)
+    if answer["approved"]:
+        assert (told.status_code, claims_of(told)["sub"]) == (200, "meter-1")
+    else:
+        assert (told.status_code, told.json["error"]) == (400, "access_denied")
+    # It was decided, once and for all.
+    text = deployed("approve", asked["user_code"], "--device", "meter-1", status=1)
+    assert "no open request with this code" in text
+
+
+def test_code_of_another_device_is_not_approved(deployed: Run) -> None:
+    client = make_app(config.parse(deployed.settings), now=lambda: deployed.now).test_client()
+    form = {"client_id": "meter-1"}
+    asked: Any = client.post("/device_authorization", data=form, environ_overrides={"gunicorn.socket": UNIX}).json
+    text = deployed("approve", asked["user_code"], "--device", "hmi-1", status=1)
+    assert "no open request with this code for 'hmi-1'" in text
+    deployed.now += 600
+    assert "no open request" in deployed("approve", asked["user_code"], "--device", "meter-1", status=1)
 
 
 @pytest.mark.parametrize(

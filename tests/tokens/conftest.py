@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.client
 import json
+import socket
 import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -104,6 +108,20 @@ class Tokens:
         issuer = str(self.tool("status")["issuer"])
         told = json.loads(self.plant.lab.hosts[gateway].exec(["bednet-store", "kids", issuer]).stdout)
         return set(told["kids"])
+
+    def onboard(self, device: str) -> dict[str, Any]:
+        """Let a device ask to be let in, by its name alone (RFC 8628, 3.1); returns its codes, which go nowhere."""
+        source = self.source(device)
+        where = urlsplit(source.issuer)
+        connection = http.client.HTTPSConnection(str(where.hostname), where.port, timeout=DEADLINE_S)
+        with contextlib.closing(connection):
+            plain = socket.create_connection((self.host.address, connection.port), DEADLINE_S)
+            connection.sock = source.context().wrap_socket(plain, server_hostname=connection.host)
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
+            connection.request("POST", "/device_authorization", urlencode({"client_id": device}), headers)
+            told: dict[str, Any] = json.load(connection.getresponse())
+        assert "device_code" in told, told
+        return told
 
     def refused(self, device: str) -> TokenError:
         """Return why a device gets no token."""

@@ -22,6 +22,7 @@ from testbed.lab import Lab
 from tests.conftest import Plant
 from tests.live import refused_for
 from tests.tokens.conftest import claims, header
+from tests.tokens.logs import check_silence, logs_of, secrets_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -198,3 +199,13 @@ def test_a_new_database_ends_the_tokens_from_before_and_gateways_forget_no_revoc
         told = [json.loads(line) for line in lab.hosts[gateway].exec(["bednet-store", "dump"]).stdout.splitlines()]
         assert kept in {line.get("revoked_token") for line in told}
     assert lab.play("site.yml").changed_tasks == []
+
+
+def test_neither_the_databases_password_nor_a_token_is_in_any_log(pair: Plant) -> None:
+    path = "/etc/bednet-token-service/database_password"
+    password = pair.lab.hosts["gateway-1"].exec(["cat", path]).raw.strip()
+    logs = logs_of(pair.lab)
+    # The logs are the ones: the service's own, and that of the database server, where the password was set.
+    assert b'"event": "issued"' in logs["gateway-2"]
+    assert b"database system is ready" in logs["authority"]
+    check_silence(logs, secrets_of(pair.folder) | {"the database's password": password})

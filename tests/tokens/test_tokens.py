@@ -14,6 +14,7 @@ import socket
 import statistics
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -440,16 +441,22 @@ def test_with_its_clock_turned_back_the_service_gives_no_token(tokens: Tokens) -
 
 
 def test_the_service_is_small(tokens: Tokens, measured: Any) -> None:
-    for _ in range(20):
-        tokens.source("edge-1").get()
+    def ask(device: str) -> None:
+        assert tokens.source(device).get().seconds > 0
+
+    # More at once than it has threads, by each of the ways to prove oneself; no more than one address may ask.
+    with ThreadPoolExecutor(max_workers=24) as pool:
+        list(pool.map(ask, [*METHODS] * 20))
     script = (
         "for unit in bednet-token-service bednet-token-nginx; do main=$(systemctl show $unit -p MainPID --value); "
-        "for pid in $main $(pgrep -P $main); do cat /proc/$pid/smaps_rollup; done; done"
+        "for pid in $main $(pgrep -P $main); do cat /proc/$pid/status /proc/$pid/smaps_rollup; done; done"
     )
     told = tokens.host.exec(["sh", "-ec", script]).stdout
     parts = [int(kb) for kb in re.findall(r"^Pss: +(\d+) kB$", told, re.MULTILINE)]
     # The service's two processes, and nginx's two.
     assert len(parts) == 4
+    # All eight threads have been at work: each has a stack and a heap by now.
+    assert max(int(count) for count in re.findall(r"^Threads:\s+(\d+)$", told, re.MULTILINE)) > 8
     assert sum(parts) < 80_000
     measured(f"Memory of the token service and its front, all processes, proportional: {sum(parts) / 1000:.0f} MB")
 
@@ -542,7 +549,7 @@ def test_what_has_run_out_is_thrown_away_by_a_timer_and_nothing_else(tokens: Tok
 def test_a_certificate_that_does_not_hold_is_refused_by_the_front_in_words_of_oauth(
     plant: Plant, tokens: Tokens, kind: str
 ) -> None:
-    """By itself nginx would say 400, with a page of HTML (its errors 494 to 496)."""
+    """By itself nginx would say 400, with a page of HTML (its errors 495 and 496)."""
     where = Listener(tokens.host.address, 8443, plant.ca, "tokens.plant.example")
     form = {"grant_type": "client_credentials", "client_id": "temp-101"}
     answer = request(where, "POST", "/token", credentials=plant.villain(kind), form=form)

@@ -287,5 +287,8 @@ class _Revocation(RevocationEndpoint):  # type: ignore[misc]
         return issued
 
     def revoke_token(self, token: Issued, _request: object) -> None:
-        if self.server.service.revoke(token):
+        ended, cutoff = self.server.service.revoke(token)
+        if ended:
             event(logging.INFO, "revoked", client=token.device, jti=token.claims["jti"], request=context().number)
+        if cutoff is not None:
+            event(logging.WARNING, "revoked-all", client=token.device, cutoff=cutoff, request=context().number)

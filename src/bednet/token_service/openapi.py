@@ -13,7 +13,9 @@ from bednet.token_service.clients import ASSERTION_TYPE, CLIENT_CREDENTIALS, DEV
 if TYPE_CHECKING:
     from bednet.token_service.config import Config
 
-_TEXT = {"type": "string", "minLength": 1}
+# A form has each name once, and no NUL (RFC 6749, appendix B).
+_TEXT = {"type": "string", "minLength": 1, "pattern": "^[^\\u0000]*$"}
+_MOST_PARAMETERS = 20
 _AUTHENTICATION = {
     "client_id": {**_TEXT, "maxLength": 64, "description": "The device's id; needed with a client certificate."},
     "client_assertion_type": {"type": "string", "const": ASSERTION_TYPE},
@@ -21,24 +23,64 @@ _AUTHENTICATION = {
 }
 _ERRORS = {
     "400": "Refused; 'error' says why (RFC 6749, 5.2).",
-    "401": "The client could not be authenticated.",
+    "401": "The client could not be authenticated, or its certificate is not of the site.",
+    "403": "Not an approver.",
     "413": "The request is too large.",
-    "429": "Too many requests are open.",
+    "429": "Too many requests from this address, or too many of a device are open, or too many codes were wrong.",
+    "431": "The headers are too large.",
     "503": "The service cannot answer now.",
 }
+# Of any request: nginx answers it when there are too many, they are too large, or the service is not there.
+_EVERYWHERE = ("401", "429", "431", "503")
+_WAIT = {"Retry-After": {"description": "Seconds (RFC 9110, 10.2.3).", "schema": {"type": "integer", "minimum": 1}}}
+# RFC 7662, 2.2: of a token that is over nothing else is told.
+_INACTIVE = {
+    "type": "object",
+    "required": ["active"],
+    "properties": {"active": {"const": False}},
+    "additionalProperties": False,
+}
+_TIME = {"type": "integer", "description": "Unix seconds."}
+_ACTIVE = {
+    "type": "object",
+    "required": ["active", "token_type", "iss", "sub", "client_id", "aud", "iat", "exp", "jti", "scope"],
+    "properties": {
+        "active": {"const": True},
+        "token_type": {"enum": ["Bearer", "PoP"]},
+        **{name: {"type": "string"} for name in ("iss", "sub", "client_id", "jti", "scope")},
+        "aud": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+        "iat": _TIME,
+        "exp": _TIME,
+        "cnf": {"type": "object", "description": "What it is bound to (RFC 8705, 3.1; RFC 7800)."},
+    },
+}
+_HTML = {"text/html": {"schema": {"type": "string"}}}
 
 
 def _json(schema: str) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
 
 
-def _answers(good: dict[str, Any], *codes: str) -> dict[str, Any]:
-    bad = {code: {"description": _ERRORS[code], "content": _json("Error")} for code in codes}
-    return {"200": good, **bad}
+def _answers(good: dict[str, Any], *codes: str, page: bool = False) -> dict[str, Any]:
+    """Return what may be answered; on the page for people the service itself refuses in HTML, and nginx in JSON."""
+    answers = {"200": good}
+    for code in sorted({*codes, *_EVERYWHERE}):
+        answers[code] = {"description": _ERRORS[code], "content": {**_json("Error"), **(_HTML if page else {})}}
+        if code in ("429", "503"):
+            answers[code]["headers"] = _WAIT
+    return answers
 
 
 def _form(properties: dict[str, Any], *required: str) -> dict[str, Any]:
-    schema = {"type": "object", "properties": properties, "required": list(required)}
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": list(required),
+        "maxProperties": _MOST_PARAMETERS,
+        "propertyNames": {"pattern": "^[a-z_]+$"},
+        # What it does not know it passes over (RFC 6749, 3.2).
+        "additionalProperties": _TEXT,
+    }
     return {"required": True, "content": {"application/x-www-form-urlencoded": {"schema": schema}}}
 
 
@@ -50,7 +92,7 @@ def _post(summary: str, form: dict[str, Any], schema: str | None, *codes: str) -
             "summary": summary,
             "operationId": summary.split(" (", 1)[0].replace(" ", "-").lower(),
             "requestBody": form,
-            "responses": _answers(good, "400", "401", "413", "503", *codes),
+            "responses": _answers(good, "400", "413", *codes),
             "security": [{"certificate": []}, {"secret": []}, {}],
         }
     }
@@ -62,9 +104,35 @@ def _get(summary: str, media: str, schema: dict[str, Any]) -> dict[str, Any]:
         "get": {
             "summary": summary,
             "operationId": summary.split(" (", 1)[0].replace(" ", "-").lower(),
-            "responses": _answers(good, "401", "503"),
+            "responses": _answers(good),
             "security": [{}],
         }
+    }
+
+
+def _device_page() -> dict[str, Any]:
+    form = {
+        "csrf": {**_TEXT, "description": "From the form that the page showed to this approver, not long ago."},
+        "action": {"type": "string", "enum": ["look", "approve", "deny"]},
+        "user_code": {**_TEXT, "description": "The code that the device shows."},
+        "device": {**_TEXT, "maxLength": 64, "description": "The device's id, to approve or deny it."},
+    }
+    page = {"description": "A form.", "content": _HTML}
+    return {
+        "get": {
+            "summary": "The page for a human who approves a device (RFC 8628, 3.3)",
+            "operationId": "device-page",
+            "parameters": [{"name": "user_code", "in": "query", "required": False, "schema": {"type": "string"}}],
+            "responses": _answers(page, "403", page=True),
+            "security": [{"certificate": []}],
+        },
+        "post": {
+            "summary": "What the human does on it (RFC 8628, 3.3)",
+            "operationId": "decide",
+            "requestBody": _form(form, "csrf", "action", "user_code"),
+            "responses": _answers(page, "400", "403", "413", page=True),
+            "security": [{"certificate": []}],
+        },
     }
 
 
@@ -78,7 +146,6 @@ def describe(config: Config) -> dict[str, Any]:
         **_AUTHENTICATION,
     }
     of_token = {"token": _TEXT, "token_type_hint": _TEXT, **_AUTHENTICATION}
-    html = {"text/html": {"schema": {"type": "string"}}}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -96,24 +163,8 @@ def describe(config: Config) -> dict[str, Any]:
                 "Ask to be let in (RFC 8628, 3.1)",
                 _form({"scope": token["scope"], "resource": token["resource"], **_AUTHENTICATION}),
                 "DeviceAuthorization",
-                "429",
             ),
-            "/device": {
-                "get": {
-                    "summary": "The page for a human who approves a device (RFC 8628, 3.3)",
-                    "operationId": "device-page",
-                    "parameters": [
-                        {"name": "user_code", "in": "query", "required": False, "schema": {"type": "string"}}
-                    ],
-                    "responses": {
-                        "200": {"description": "A form.", "content": html},
-                        "401": {"description": _ERRORS["401"], "content": html},
-                        "403": {"description": "Not an approver.", "content": html},
-                        "503": {"description": _ERRORS["503"], "content": _json("Error")},
-                    },
-                    "security": [{"certificate": []}],
-                }
-            },
+            "/device": _device_page(),
             "/.well-known/oauth-authorization-server": _get(
                 "Metadata (RFC 8414)", "application/json", {"type": "object", "required": ["issuer", "token_endpoint"]}
             ),
@@ -145,11 +196,7 @@ def describe(config: Config) -> dict[str, Any]:
                         "scope": {"type": "string"},
                     },
                 },
-                "Introspection": {
-                    "type": "object",
-                    "required": ["active"],
-                    "properties": {"active": {"type": "boolean"}},
-                },
+                "Introspection": {"oneOf": [_INACTIVE, _ACTIVE]},
                 "DeviceAuthorization": {
                     "type": "object",
                     "required": ["device_code", "user_code", "verification_uri", "expires_in", "interval"],

@@ -2,6 +2,7 @@
 """Tokens that are over before their time (RFC 7009), and the list of them that brokers fetch.
 
 - :func:`revoke_token`, :func:`revoke_device`: ends one token, or all of a device's so far.
+- :func:`revoke_own`: ends a token for its own device, which cannot make the list long.
 - :func:`is_revoked`: says whether a token is over.
 - :func:`listed`: the content of the revocation list (docs/token-service.md).
 - :func:`purge`: forgets what is over in any case.
@@ -25,6 +26,12 @@ LEEWAY = 300
 CUTOFF_SECONDS = 86_400 + LEEWAY
 """How long a cutoff is listed: no token of this service is valid for more than a day."""
 
+MOST_OWN = 32
+"""Tokens that a device has ended and that are listed one by one; with the next one all that it has so far end.
+
+With some 200 bytes for each, brokers take the lists (16 MiB) of thousands of devices that do nothing but this.
+"""
+
 LIST_SECONDS = 3600
 """How long a list is good."""
 
@@ -35,6 +42,31 @@ def revoke_token(connection: sa.engine.Connection, jti: str, now: int) -> bool:
         tokens.update().where(tokens.c.jti == jti).where(tokens.c.revoked.is_(None)).values(revoked=now)
     )
     return bool(found.rowcount)
+
+
+def revoke_own(
+    database: Database, connection: sa.engine.Connection, jti: str, device: str, now: int
+) -> tuple[bool, int | None]:
+    """End a token that its own device gives back (RFC 7009, 2.1).
+
+    With more than :data:`MOST_OWN` of them a cutoff takes their place: every token of the device so far ends, and the
+    list has one line for it. A cutoff never lies ahead of the clock, else a device in a hurry would push the times of
+    its own tokens into the future; so what it ends in the very second of its cutoff is listed until it ends one more.
+
+    :returns: whether it was valid until now; and the cutoff, if there is a new one.
+    """
+    if not revoke_token(connection, jti, now):
+        return False, None
+    listed_ones = sa.select(sa.func.count()).select_from(_LISTED).where(*_listed(now)).where(tokens.c.device == device)
+    if (connection.execute(listed_ones).scalar() or 0) <= MOST_OWN:
+        return True, None
+    # Two instances must not both make the first cutoff, and the later of two cutoffs counts.
+    database.take_turns(connection)
+    before = connection.execute(sa.select(cutoffs.c.at).where(cutoffs.c.device == device)).scalar()
+    if before is not None and before >= now:
+        return True, None
+    database.insert_or_update(connection, cutoffs, {"device": device, "at": now})
+    return True, now
 
 
 def revoke_device(
@@ -81,12 +113,24 @@ def is_revoked(connection: sa.engine.Connection, jti: str, device: str, iat: int
     return row is None or row.revoked is not None or (at is not None and iat <= at)
 
 
+_LISTED = tokens.outerjoin(cutoffs, tokens.c.device == cutoffs.c.device)
+
+
+def _listed(now: int) -> tuple[sa.sql.ColumnElement[bool], ...]:
+    """Return what holds of a token that is listed by itself: its device's cutoff, if any, does not end it anyway."""
+    return (
+        tokens.c.revoked.is_not(None),
+        tokens.c.exp > now - LEEWAY,
+        sa.or_(cutoffs.c.at.is_(None), cutoffs.c.at < tokens.c.iat),
+    )
+
+
 def listed(connection: sa.engine.Connection, now: int) -> Json:
     """Return ``tokens`` and ``cutoffs`` of the revocation list."""
     rows = connection.execute(
         sa.select(tokens.c.jti, tokens.c.exp, tokens.c.device)
-        .where(tokens.c.revoked.is_not(None))
-        .where(tokens.c.exp > now - LEEWAY)
+        .select_from(_LISTED)
+        .where(*_listed(now))
         .order_by(tokens.c.exp, tokens.c.jti)
     )
     ends = connection.execute(

@@ -192,10 +192,13 @@ class Service:
             revoked = revocation.is_revoked(connection, claims["jti"], claims["sub"], claims["iat"])
         return Issued(claims, revoked)
 
-    def revoke(self, issued: Issued) -> bool:
-        """End a token (RFC 7009, 2.1). :returns: whether it was valid until now."""
+    def revoke(self, issued: Issued) -> tuple[bool, int | None]:
+        """End a token for its own device (RFC 7009, 2.1).
+
+        :returns: whether it was valid until now; and the cutoff, if all of the device's ended with it.
+        """
         with self.database.writing() as connection:
-            return revocation.revoke_token(connection, issued.claims["jti"], self.now())
+            return revocation.revoke_own(self.database, connection, issued.claims["jti"], issued.device, self.now())
 
     def jwks(self) -> Json:
         """Return the JWK Set."""

@@ -6,8 +6,12 @@ The sharp edges: what nginx hands over that it should not, and a client that is 
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import shutil
+import socket
+import ssl
 import subprocess
 import urllib.request
 from typing import TYPE_CHECKING, Any
@@ -18,7 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from bednet.token_service import jose
-from tests.token_service.deployed.service import Authority
+from tests.token_service.deployed.service import FORM, Authority
 from tests.token_service.plant import SECRETS, pem, thumbprint
 
 if TYPE_CHECKING:
@@ -165,6 +169,26 @@ def test_revoked_certificate_is_refused_by_the_service(deployed: Deployed) -> No
     deployed.apply(revoked_serials={f"{deployed.ca.made['edge-2'].serial_number:X}": "superseded"})
     status, answer = deployed.post("/token", body, files)
     assert (status, answer["error"], deployed.reason()) == (401, "invalid_client", "certificate-revoked")
+
+
+def test_without_tls_nobody_is_answered_or_sent_on_rfc_9700_section_2_6(deployed: Deployed) -> None:
+    before = deployed.lines()
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", deployed.port, timeout=20)) as connection:
+        connection.request("POST", "/token", EDGE, dict([FORM]))
+        response = connection.getresponse()
+        assert (response.status, response.headers["Location"]) == (400, None)
+        assert b"plain HTTP request was sent to HTTPS port" in response.read()
+    assert deployed.lines() == before
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
+def test_tls_before_1_2_is_refused(deployed: Deployed) -> None:
+    context = deployed.context()
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    with socket.create_connection(("127.0.0.1", deployed.port), 20) as plain, pytest.raises(ssl.SSLError) as caught:
+        context.wrap_socket(plain, server_hostname="localhost")
+    assert caught.value.reason == "TLSV1_ALERT_PROTOCOL_VERSION"
 
 
 def test_nothing_secret_is_in_the_logs(deployed: Deployed) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from bednet.token_service import keys
+from bednet.token_service import keys, revocation
 from bednet.token_service.database import SCHEMA, Database, devices, tokens
 from bednet.token_service.migrations import upgrade
 from tests.token_service.conftest import settings_of
@@ -239,6 +239,31 @@ def test_device_code_at_both_instances_at_once_gives_one_token(plants: list[Plan
     for thread in threads:
         thread.join()
     assert sorted(answers) == [200] + [400] * 5
+
+
+def test_tokens_given_back_at_both_instances_at_once_make_one_cutoff(
+    plants: list[Plant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revocation, "MOST_OWN", 2)
+    certificate = plants[0].certificate("edge-1")
+    given = [(plants[0].token().json or {})["access_token"] for _ in range(12)]
+    answers: list[int] = []
+
+    def give_back(plant: Plant, token: str) -> None:
+        form = {"client_id": "edge-1", "token": token}
+        answers.append(plant.post("/revoke", form, certificate=certificate).status_code)
+
+    threads = [
+        threading.Thread(target=give_back, args=(plants[number % 2], token)) for number, token in enumerate(given)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [200] * 12
+    with plants[0].database.reading() as connection:
+        assert revocation.listed(connection, START) == {"tokens": [], "cutoffs": {"edge-1": START}}
+    assert [line["event"] for line in plants[0].lines()].count("revoked-all") == 1
 
 
 def test_server_that_stops_is_told_and_that_comes_back_is_used(plants: list[Plant], server: Server) -> None:
