@@ -137,9 +137,15 @@ def test_a_stolen_key_is_good_at_no_instance_and_one_that_is_away_is_named(pair:
     before, away = _accepted_everywhere(pair), pair.lab.hosts["gateway-2"]
     away.disconnect()
     try:
+        # Where nothing was stolen no instance goes ahead of the others.
+        planned = pair.lab.play("rotate_token_keys.yml", check=False, env=QUICK)
+        signs = header(_source(pair, "gateway-1").get())["kid"]
         result = pair.lab.play("rotate_token_keys.yml", "-e", "compromised=true", check=False, env=QUICK)
     finally:
         away.connect()
+    assert planned.rc != 0
+    assert "gateway-2 made no new key: see above. Put that right" in " ".join(planned.stdout.split())
+    assert signs == header(before["gateway-1"])["kid"]
     said = " ".join(result.stdout.split())
     assert result.rc != 0
     assert "gateway-2 may still take what an old key signs: see above." in said

@@ -308,13 +308,35 @@ def test_a_part_of_the_site_is_refused(lab: Lab, playbook: str) -> None:
     assert (result.rc != 0, result.changed) == (True, 0)
 
 
+def _cutoffs(host: Host) -> dict[str, int]:
+    told = map(json.loads, host.exec(["bednet-store", "dump"]).stdout.splitlines())
+    return {line["cutoff"]: line["until"] for line in told if "cutoff" in line}
+
+
 @pytest.mark.full
 def test_a_device_that_the_files_no_longer_have_is_cut_off_if_it_is_asked_for(lab: Lab) -> None:
+    begin = int(time.time())
     result = lab.play("revoke_token.yml", "-e", "device=egde-2", "-e", "unlisted=true")
     assert "Refused by gateway-1, gateway-2." in result.stdout
     for gateway in GATEWAYS:
-        told = map(json.loads, lab.hosts[gateway].exec(["bednet-store", "dump"]).stdout.splitlines())
-        assert "egde-2" in {line.get("cutoff") for line in told}
+        assert _cutoffs(lab.hosts[gateway])["egde-2"] >= begin
+
+
+@pytest.mark.full
+def test_a_host_of_the_token_service_that_is_away_leaves_no_token_good_elsewhere(lab: Lab) -> None:
+    begin, away = int(time.time()), lab.hosts["gateway-1"]
+    away.disconnect()
+    try:
+        result = lab.play("revoke_token.yml", "-e", "device=egde-3", "-e", "unlisted=true", check=False, env=QUICK)
+    finally:
+        away.connect()
+    assert result.rc != 0
+    assert (
+        "It is NOT yet refused by gateway-1: see above. The token service (gateway-1) has NOT been told: see above. "
+        "Everybody else has done it. Run this again when they are back."
+    ) in _said(result)
+    assert _cutoffs(lab.hosts["gateway-2"])["egde-3"] >= begin
+    assert _cutoffs(away).get("egde-3", 0) < begin
 
 
 @pytest.mark.full
@@ -353,8 +375,7 @@ def test_a_token_service_that_is_down_leaves_no_token_good(lab: Lab, tokens: Tok
     assert "The token service (gateway-1) has NOT been told: see above. Everybody else has done it." in _said(result)
     _refused(tokens, "edge-2", token, "token-revoked")
     # What would have been good then ends: its clock might have been ahead by the leeway. Then the device is back.
-    told = map(json.loads, lab.hosts["gateway-1"].exec(["bednet-store", "dump"]).stdout.splitlines())
-    (cutoff,) = [line["until"] for line in told if line.get("cutoff") == "edge-2"]
+    cutoff = _cutoffs(lab.hosts["gateway-1"])["edge-2"]
     assert cutoff - time.time() <= LEEWAY_S
     _until(lambda: time.time() > cutoff + 1, "the end of the leeway")
     assert enter(tokens.listener("edge-2"), tokens.credentials("edge-2", tokens.source("edge-2").get())).accepted
