@@ -446,7 +446,7 @@ def test_the_service_is_small(tokens: Tokens, measured: Any) -> None:
 
     # More at once than it has threads, by each of the ways to prove oneself; no more than one address may ask.
     with ThreadPoolExecutor(max_workers=24) as pool:
-        list(pool.map(ask, [*METHODS] * 20))
+        list(pool.map(ask, [*METHODS] * 12))
     script = (
         "for unit in bednet-token-service bednet-token-nginx; do main=$(systemctl show $unit -p MainPID --value); "
         "for pid in $main $(pgrep -P $main); do cat /proc/$pid/status /proc/$pid/smaps_rollup; done; done"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from bednet.probe import enter
 from tests.conftest import Plant
 from tests.tokens.conftest import claims
 from tests.tokens.logs import SECRET_FILES, check_silence, logs_of, secrets_of
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.lab
 
 def test_no_token_secret_or_key_of_this_run_is_in_any_log(plant: Plant, tokens: Tokens, tmp_path: Path) -> None:
     token = tokens.source("edge-2").get()
+    assert enter(tokens.listener("edge-2", "gateway-2"), tokens.credentials("edge-2", token)).accepted
     asked = tokens.onboard("edge-2")
     # What the devices had when the run began, and what some were given anew meanwhile.
     now = Plant(plant.lab, tmp_path)
