@@ -695,7 +695,8 @@ def key_of(jwk: object, allowed: int) -> Key:
     kid = jwk.get("kid", "")
     if not isinstance(kid, str) or not _encodable(kid) or len(kid.encode()) > TEXT8:
         raise Unusable(f"its 'kid' is not text of at most {TEXT8} bytes")
-    if jwk.get("use", "sig") != "sig" or "verify" not in jwk.get("key_ops", ["verify"]):
+    operations = jwk.get("key_ops", ["verify"])
+    if jwk.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
         raise Unusable("it is not for signatures")
     kinds = {("EC", "P-256"): "ES256", ("OKP", "Ed25519"): "EdDSA"}
     named = jwk.get("alg")

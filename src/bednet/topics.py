@@ -5,6 +5,7 @@
 - :func:`unshare`: the filter inside ``$share/GROUP/FILTER``.
 - :func:`matches`: does a filter match a topic name?
 - :func:`covers`: does a filter match everything that another one matches?
+- :func:`widest`: of many filters those that no other one covers.
 - :func:`intersection`, :func:`overlaps`: what two filters both match, and whether there is anything.
 
 Everything here follows the rule of 4.7.2: a filter that begins with a wildcard does not match a topic name that
@@ -14,8 +15,12 @@ begins with ``$``. ``#`` therefore neither matches nor covers ``$SYS/#``.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from bednet.errors import TopicError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MAX_BYTES = 65535
 """The longest UTF-8 string that MQTT can carry, in bytes (MQTT 5, 1.5.4)."""
@@ -124,6 +129,49 @@ def covers(granted: str, requested: str) -> bool:
         if level not in ("+", theirs[number]):
             return False
     return len(ours) == len(theirs)
+
+
+class _Tree:
+    """Filters by their levels; `ends` where one of them has its last level."""
+
+    __slots__ = ("below", "ends")
+
+    def __init__(self) -> None:
+        self.below: dict[str, _Tree] = {}
+        self.ends = False
+
+    def add(self, levels: tuple[str, ...]) -> None:
+        node = self
+        for level in levels:
+            node = node.below.setdefault(level, _Tree())
+        node.ends = True
+
+    def covers(self, levels: tuple[str, ...]) -> bool:
+        """Say whether a filter of the tree, other than this one itself, covers it; as :func:`covers` does."""
+        # All beginnings of filters that cover what was looked at, and whether they are this filter's own.
+        nodes = [(self, True)]
+        for number, level in enumerate(levels):
+            longer = []
+            for node, own in nodes:
+                if "#" in node.below and not (own and level == "#"):
+                    return True
+                if (same := node.below.get(level)) is not None and level != "#":
+                    longer.append((same, own))
+                if level not in ("+", "#") and (number or not level.startswith("$")) and "+" in node.below:
+                    longer.append((node.below["+"], False))
+            nodes = longer
+        return any("#" in node.below or (node.ends and not own) for node, own in nodes)
+
+
+def widest(filters: Iterable[str]) -> list[str]:
+    """Return the valid filters that no other one of them covers; of two that say the same the first stays."""
+    found: dict[tuple[str, ...], str] = {}
+    tree = _Tree()
+    for topic_filter in filters:
+        levels = tuple(_levels(topic_filter))
+        found.setdefault(levels, topic_filter)
+        tree.add(levels)
+    return [topic_filter for levels, topic_filter in found.items() if not tree.covers(levels)]
 
 
 def intersection(one: str, other: str) -> str | None:

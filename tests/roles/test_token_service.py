@@ -199,7 +199,7 @@ def test_it_listens_at_one_address_and_takes_tls_1_3_alone(deployed: Deployed) -
     front = Listener(deployed.host.address, PORT, deployed.plant.ca, "sts.plant.example")
     hello = handshake(front).hello
     assert hello is not None
-    assert hello.version == "TLSv1.3"
+    assert hello.version == "1.3"
     seen = handshake(front, offer=Offer(maximum="1.2"))
     assert (seen.outcome, seen.reason) == (Outcome.ALERT, "protocol version")
 
@@ -212,7 +212,8 @@ def test_introspectors_and_approvers_are_those_that_were_named(deployed: Deploye
     assert (status, json.loads(body)["error"]) == (401, "invalid_client")
     assert deployed.send("GET", "/device", {}, "tablet-jo")[0] == 200
     status, body = deployed.send("GET", "/device", {}, "historian")
-    assert (status, "access_denied" in body) == (403, True)
+    assert status == 403
+    assert "user_code" not in body
     journal = deployed.host.exec(["journalctl", "--unit=bednet-token-service", "--output=cat"]).stdout
     lines = [json.loads(line) for line in journal.splitlines() if line.startswith("{")]
     reasons = [line["reason"] for line in lines if line["event"] == "refused"]

@@ -66,6 +66,8 @@ def test_unknown_parameter_is_ignored_section_3_2(plant: Plant) -> None:
         (basic("", "x"), "authorization-malformed"),
         ("Basic", "authorization-malformed"),
         ("Basic !!!!", "authorization-malformed"),
+        ("Basic é", "authorization-malformed"),
+        ("Basic ÿÿÿÿ", "authorization-malformed"),
         ("Basic bWV0ZXItMQ==", "authorization-malformed"),
         ("Basic /////w==", "authorization-malformed"),
         ("Bearer abc", "authorization-scheme"),

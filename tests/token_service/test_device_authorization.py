@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -226,6 +227,93 @@ def test_fourth_open_request_of_a_device_from_one_address_is_refused_section_5_1
     ask(plant)
 
 
+# What strangers could fill the database with
+
+
+def ask_from(plant: Plant, address: str, device: str = "meter-1", **form: Any) -> TestResponse:
+    headers = {"X-Bednet-Client-Address": address}
+    response = plant.post("/device_authorization", {"client_id": device, **form}, headers=headers)
+    found = response.json or {}
+    plant.sent.extend(found[name] for name in ("device_code", "user_code") if name in found)
+    return response
+
+
+def requests(plant: Plant) -> list[Any]:
+    """Return the device and address of all requests, the oldest first."""
+    columns = device_requests.c
+    with plant.database.reading() as connection:
+        rows = connection.execute(sa.select(columns.device, columns.address).order_by(columns.created)).all()
+    return [tuple(row) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("first", "fourth", "status"),
+    [
+        ("2001:db8::1", "2001:db8::ffff:ffff:ffff:ffff", 429),
+        ("2001:db8::1", "2001:db8:0:1::1", 200),
+        ("192.0.2.7", "192.0.2.8", 200),
+        ("192.0.2.7", "::ffff:192.0.2.7", 429),
+        ("::ffff:192.0.2.7", "::ffff:192.0.2.8", 200),
+        ("", "192.0.2.7", 200),
+        ("fe80::1%eth0", "fe80::2%eth0", 429),
+    ],
+)
+def test_addresses_of_one_host_count_as_one(plant: Plant, first: str, fourth: str, status: int) -> None:
+    for _ in range(3):
+        assert ask_from(plant, first).status_code == 200
+    response = ask_from(plant, fourth)
+    assert response.status_code == status
+    if status == 429:
+        refused(plant, response, "slow_down", "too-many-requests", 429)
+    assert len(requests(plant)) == (3 if status == 429 else 4)
+
+
+def test_request_that_is_over_makes_room_soon(plant: Plant) -> None:
+    ask(plant)
+    denied = ask(plant)
+    submit(plant, "deny", denied["user_code"])
+    approved = ask(plant)
+    submit(plant, "approve", approved["user_code"])
+    for later, number in ((659, 4), (660, 2)):
+        plant.clock.now = START + later
+        ask(plant)
+        assert len(requests(plant)) == number
+
+
+def test_scope_that_is_kept_is_not_long(plant: Plant) -> None:
+    shortest = json.dumps([["sensors/hall-1/meter-1/", ["pub"]]])
+    longest, longer = (
+        scope_text(["sensors/hall-1/meter-1/" + "x" * (size - len(shortest)), ["pub"]]) for size in (3072, 3073)
+    )
+    assert (len(longest), len(longer)) == (4096, 4098)
+    assert ask_from(plant, "192.0.2.7", scope=longest).status_code == 200
+    refused(plant, ask_from(plant, "192.0.2.7", scope=longer), "invalid_scope", "scope-too-large")
+    assert len(requests(plant)) == 1
+
+
+def test_who_fills_the_table_pushes_out_their_own(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onboarding, "MOST_REQUESTS", 10)
+    mine = ask_from(plant, "192.0.2.7").json or {}
+    for number in range(30):
+        plant.clock.now = START + number
+        # One customer's 65536 networks.
+        assert ask_from(plant, f"2001:db8:0:{number:x}::1").status_code == 200
+    left = requests(plant)
+    assert left == [("meter-1", "192.0.2.7"), *[("meter-1", f"2001:db8:0:{number:x}::1") for number in range(21, 30)]]
+    assert submit(plant, "approve", mine["user_code"]).status_code == 200
+    assert claims_of(poll(plant, mine["device_code"]))["sub"] == "meter-1"
+
+
+def test_approved_request_is_never_pushed_out(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onboarding, "MOST_REQUESTS", 2)
+    for number in range(2):
+        asked = ask_from(plant, f"192.0.2.{number}").json or {}
+        submit(plant, "approve", asked["user_code"])
+    refused(plant, ask_from(plant, "192.0.2.9"), "slow_down", "too-many-requests", 429)
+    assert poll(plant, asked["device_code"]).status_code == 200
+    assert ask_from(plant, "192.0.2.9").status_code == 200
+
+
 def test_device_that_was_revoked_meanwhile_gets_nothing(plant: Plant) -> None:
     asked = ask(plant)
     submit(plant, "approve", asked["user_code"])
@@ -399,4 +487,5 @@ def test_page_can_neither_be_framed_nor_run_scripts(plant: Plant) -> None:
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
     assert headers["Cache-Control"] == "no-store"
-    assert headers["Referrer-Policy"] == "no-referrer"
+    # With no-referrer browsers send "Origin: null", also with the page's own form.
+    assert headers["Referrer-Policy"] == "same-origin"

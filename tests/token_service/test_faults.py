@@ -9,6 +9,7 @@ import json
 import shutil
 import sqlite3
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,7 @@ import sqlalchemy as sa
 
 from bednet.token_service import clock, database, keys, revocation
 from bednet.token_service.database import Database, tokens
-from tests.token_service.plant import START, certificate
+from tests.token_service.plant import START, certificate, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -146,6 +147,79 @@ def test_key_that_could_not_be_recorded_leaves_no_file(plant: Plant, monkeypatch
     with pytest.raises(database.Unavailable, match="disk is full"):
         plant.rotate()
     assert keys.Keys(plant.settings.keys_dir).own() == before
+
+
+# Many tokens
+
+
+def fill(plant: Plant, number: int, *, device: str = "edge-2", exp: int = START + 900) -> None:
+    """Record tokens as if they had been issued."""
+    rows = [
+        {"jti": f"{device}-{exp}-{count}", "device": device, "iat": START, "exp": exp, "revoked": None}
+        for count in range(number)
+    ]
+    with plant.database.writing() as connection:
+        connection.execute(tokens.insert(), rows)
+
+
+def test_issuing_and_health_take_no_longer_beside_many_tokens(plant: Plant) -> None:
+    def seconds() -> float:
+        """Return the least of the program's own time, which others do not disturb."""
+        took = []
+        for _ in range(15):
+            begun = time.process_time()
+            assert plant.token().status_code == 200
+            assert plant.get("/healthz").status_code == 200
+            took.append(time.process_time() - begun)
+        return min(took)
+
+    before = seconds()
+    for number in range(1000):
+        fill(plant, 200, device=f"device-{number}")
+    assert seconds() < 2 * before
+
+
+def plan(plant: Plant, statement: str) -> str:
+    explain = "EXPLAIN QUERY PLAN " if plant.database.is_sqlite else "EXPLAIN "
+    with plant.database.reading() as connection:
+        return "; ".join(str(row[-1]) for row in connection.execute(sa.text(explain + statement)))
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [
+        ("SELECT max(iat) FROM tokens WHERE revoked IS NULL", "ix_tokens_live"),
+        (
+            "SELECT exp FROM tokens WHERE device = 'a' AND exp > 7 ORDER BY exp LIMIT 200",
+            "ix_tokens_device (device=? AND exp>?)",
+        ),
+        ("SELECT jti FROM tokens WHERE revoked IS NOT NULL AND exp > 7", "ix_tokens_ended (exp>?)"),
+    ],
+)
+def test_index_leads_to_the_few_rows_that_count(plant: Plant, statement: str, index: str) -> None:
+    assert index in plan(plant, statement)
+
+
+def test_device_has_at_most_two_hundred_tokens_that_are_not_over(plant: Plant) -> None:
+    fill(plant, 100, device="edge-1", exp=START + 10)
+    fill(plant, 99, device="edge-1", exp=START + 20)
+    assert plant.token().status_code == 200
+    for now, wait in ((START, 10), (START + 9, 1)):
+        plant.clock.now = now
+        response = plant.token()
+        refused(plant, response, "temporarily_unavailable", "too-many-tokens", 429)
+        assert response.headers["Retry-After"] == str(wait)
+    assert recorded(plant) == 200
+    assert plant.token("edge-2").status_code == 200
+    plant.clock.now = START + 10
+    assert plant.token().status_code == 200
+
+
+def test_revoked_tokens_count_as_long_as_they_are_remembered(plant: Plant) -> None:
+    fill(plant, 200, device="edge-1")
+    with plant.database.writing() as connection:
+        connection.execute(tokens.update().values(revoked=START))
+    refused(plant, plant.token(), "temporarily_unavailable", "too-many-tokens", 429)
 
 
 # The database

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import string
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bednet import topics
-from bednet.token_service import scope
+from bednet.token_service import jose, scope
 from tests.token_service.plant import DEVICES, claims_of, compiled, refused, scope_of, scope_text
 
 if TYPE_CHECKING:
@@ -138,6 +141,74 @@ def test_scope_that_no_broker_would_read_is_refused(
     assert plant.token(scope=scope_text([f"{'x' * 250}/7", ["pub"]])).status_code == 200
 
 
+# Scopes that are made to cost time
+
+
+def overlapping(rules: int) -> tuple[list[Any], list[scope.Permission]]:
+    """Return what to ask for, and rules, that all overlap each other, and none of which covers another."""
+    entries = [[f"+/+/+/x{number}", ["pub", "sub"]] for number in range(100)]
+    return entries, [(kind, f"r{number}/+/+/#") for number in range(rules) for kind in ("pub", "sub")]
+
+
+def test_scope_that_overlaps_everything_is_refused_before_it_costs_anything(
+    make_plant: Callable[..., Plant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant = make_plant()
+    entries, rules = overlapping(40)
+    monkeypatch.setattr(scope, "permissions", lambda *_: (rules, []))
+    plant.token(scope=scope_text(entries[0]))
+    begun = time.process_time()
+    response = plant.token(scope=scope_text(*entries))
+    assert time.process_time() - begun < 0.1
+    refused(plant, response, "invalid_scope", "scope-too-large")
+
+
+def test_nobody_waits_while_a_scope_is_cut(make_plant: Callable[..., Plant], monkeypatch: pytest.MonkeyPatch) -> None:
+    plant = make_plant()
+    plant.certificate("edge-1")
+    cut, done = threading.Event(), threading.Event()
+    real = scope.grant
+
+    def grant(asked: Any, *rules: Any) -> scope.Scope:
+        if asked is not None:
+            cut.set()
+            done.wait(20)
+        return real(asked, *rules)
+
+    monkeypatch.setattr(scope, "grant", grant)
+    answers: list[int] = []
+    thread = threading.Thread(target=lambda: answers.append(plant.token(scope=scope_text([MINE, ["pub"]])).status_code))
+    thread.start()
+    try:
+        assert cut.wait(20)
+        assert plant.token("edge-2").status_code == 200
+    finally:
+        done.set()
+        thread.join()
+    assert answers == [200]
+
+
+def test_what_fits_into_no_token_is_refused_before_it_is_compared() -> None:
+    names = [("pub", first + second) for first in string.ascii_letters for second in string.ascii_letters]
+    assert len(scope.grant(None, names[:307], [])) == 307
+    with pytest.raises(scope.ScopeError, match="more of it than a token has room for"):
+        scope.grant(None, names[:308], [])
+    # Indeed: the scope is base64 in claims that are base64 themselves.
+    assert len(jose.encode(scope.show(names[:308]).encode())) > jose.LONGEST
+    with pytest.raises(scope.ScopeError, match="more of it than a token has room for"):
+        scope.grant(None, [("pub", "x" * 5000)], [])
+
+
+def test_honest_scope_of_a_hundred_entries_is_granted_as_it_is(
+    make_plant: Callable[..., Plant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant = make_plant()
+    rules = [("pub", "sensors/+/edge-1/#"), ("pub", "sensors/hall-1/#"), *overlapping(19)[1]]
+    monkeypatch.setattr(scope, "permissions", lambda *_: (rules, [("pub", f"d/{n}/#") for n in range(40)]))
+    entries = [[f"sensors/hall-1/edge-1/value-{number}", ["pub"]] for number in range(100)]
+    assert asked(plant, *entries) == entries
+
+
 # For all policies and all scopes
 
 LEVELS = st.sampled_from(["a", "b", "", "$SYS"])
@@ -167,6 +238,39 @@ def test_granted_is_within_asked_and_policy_and_all_of_both(
     assert not within or meant
     # What is missing of it is denied.
     assert within or not meant or holds(denied, access, name)
+
+
+def by_definition(asked: Any, allowed: Any, denied: Any) -> set[scope.Permission]:
+    """What is granted: each of what is asked with each of what is allowed, but for what others of these cover."""
+    found = list(dict.fromkeys(allowed))
+    if asked is not None:
+        both = (
+            (kind, topics.intersection(one, other)) for kind, one in asked for this, other in allowed if kind == this
+        )
+        found = [(kind, topic) for kind, topic in dict.fromkeys(both) if topic is not None]
+    found = [
+        (kind, topic)
+        for kind, topic in found
+        if not any(kind == this and topics.covers(wide, topic) for this, wide in denied)
+    ]
+    return {
+        (kind, topic)
+        for number, (kind, topic) in enumerate(found)
+        if not any(
+            kind == this and topics.covers(wide, topic) and (other < number or not topics.covers(topic, wide))
+            for other, (this, wide) in enumerate(found)
+            if other != number
+        )
+    }
+
+
+@given(st.none() | PERMISSIONS.filter(bool), PERMISSIONS, PERMISSIONS)
+def test_granted_is_what_the_definition_says(asked: Any, allowed: Any, denied: Any) -> None:
+    try:
+        granted = scope.grant(None if asked is None else tuple(asked), allowed, denied)
+    except scope.ScopeError:
+        granted = ()
+    assert set(granted) == by_definition(asked, allowed, denied)
 
 
 @given(PERMISSIONS.filter(bool))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from bednet.token_service import site
-from bednet.token_service.database import devices, revoked_serials
+from bednet.token_service import clock, revocation, site
+from bednet.token_service.database import cutoffs, devices, revoked_serials
 from tests.token_service.plant import DEVICES, ISSUER, START, compiled, refused, secret_hash
 
 if TYPE_CHECKING:
@@ -290,3 +290,48 @@ def test_certificate_on_a_list_of_the_ca_opens_nothing(plant: Plant) -> None:
     serial = f"{plant.certificate('edge-1').serial_number:040X}"
     site.add_serials(plant.database, {"crl_number": 1, "revoked_serials": {serial: "keyCompromise"}})
     refused(plant, plant.token("edge-1"), "invalid_client", "certificate-revoked", 401)
+
+
+# Cutoffs
+
+
+def active(plant: Plant, token: str) -> bool:
+    form = {"client_id": "watcher", "token": token}
+    answer = plant.post("/introspect", form, certificate=plant.certificate("watcher"))
+    return bool((answer.json or {})["active"])
+
+
+def cutoff(plant: Plant, device: str = "edge-1") -> int | None:
+    with plant.database.reading() as connection:
+        return connection.execute(sa.select(cutoffs.c.at).where(cutoffs.c.device == device)).scalar()
+
+
+@pytest.mark.parametrize("lines", [without("edge-1"), changed("edge-1", revoked="superseded")], ids=["gone", "revoked"])
+def test_token_that_was_issued_while_the_tool_was_reading_ends_too(plant: Plant, lines: list[str]) -> None:
+    started = plant.clock.now
+    plant.clock.now += 2
+    token = (plant.token().json or {})["access_token"]
+    data = site.read(lines, plant.secrets(), plant.settings)
+    site.apply(plant.database, data, started)
+    assert cutoff(plant) == START + 2
+    assert not active(plant, token)
+
+
+@pytest.mark.parametrize("lines", [without("edge-1"), changed("edge-1", revoked="superseded")], ids=["gone", "revoked"])
+def test_later_cutoff_is_never_moved_back(plant: Plant, lines: list[str]) -> None:
+    token = (plant.token().json or {})["access_token"]
+    with plant.database.writing() as connection:
+        revocation.revoke_device(plant.database, connection, "edge-1", START + 5)
+    site.apply(plant.database, site.read(lines, plant.secrets(), plant.settings), START)
+    assert cutoff(plant) == START + 5
+    assert not active(plant, token)
+
+
+def test_token_that_the_clock_dated_ahead_and_that_is_over_moves_no_cutoff(plant: Plant) -> None:
+    plant.clock.now = START + 10_000
+    plant.token()
+    plant.clock.now = START
+    with plant.database.writing() as connection:
+        clock.forget_future(connection, START)
+    plant.apply(changed("edge-1", revoked="superseded"))
+    assert cutoff(plant) == START

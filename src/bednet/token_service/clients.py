@@ -10,7 +10,6 @@ A device has exactly one of these ways, that of devices.yml; another one is refu
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -192,7 +191,7 @@ def _basic(header: str) -> tuple[str, str]:
         pair = base64.b64decode(text.strip(), validate=True).decode("utf-8")
         client_id, colon, secret = pair.partition(":")
         client_id, secret = (unquote_plus(part, errors="strict") for part in (client_id, secret))
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:
         raise Refusal("invalid_client", "authorization-malformed") from None
     if not colon or not client_id or not secret:
         raise Refusal("invalid_client", "authorization-malformed")

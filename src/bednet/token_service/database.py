@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from bednet.token_service.config import Config
 
-SCHEMA = "0002"
+SCHEMA = "0003"
 """The newest migration."""
 
 WAIT_SECONDS = 3
@@ -95,8 +95,11 @@ tokens = sa.Table(
     sa.Column("iat", sa.BigInteger, nullable=False, index=True),
     sa.Column("exp", sa.BigInteger, nullable=False, index=True),
     sa.Column("revoked", sa.BigInteger),
-    sa.Index("ix_tokens_revoked", "revoked"),
+    sa.Index("ix_tokens_device", "device", "exp"),
 )
+_live, _ended = tokens.c.revoked.is_(None), tokens.c.revoked.is_not(None)
+sa.Index("ix_tokens_live", tokens.c.iat, sqlite_where=_live, postgresql_where=_live)
+sa.Index("ix_tokens_ended", tokens.c.exp, sqlite_where=_ended, postgresql_where=_ended)
 
 cutoffs = sa.Table(
     "cutoffs",

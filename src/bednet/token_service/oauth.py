@@ -135,7 +135,8 @@ class Server(AuthorizationServer):  # type: ignore[misc] # Authlib has no types
         level = logging.DEBUG if waits else logging.WARNING
         refused(level, code, getattr(error, "reason", None) or code.replace("_", "-"))
         status = getattr(error, "status_code", 400)
-        return error_response(code, 401 if code == "invalid_client" else status)
+        retry_after = getattr(error, "retry_after", None)
+        return error_response(code, 401 if code == "invalid_client" else status, retry_after=retry_after)
 
 
 def refused(level: int, code: str, reason: str) -> None:
@@ -225,6 +226,8 @@ class _DeviceAuthorization(DeviceAuthorizationEndpoint):  # type: ignore[misc]
         mine, service = context(), self.server.service
         if mine.resources:
             service.audience(mine.resources)
+        if scope is not None and len(scope) > onboarding.MOST_SCOPE:
+            raise Refusal("invalid_scope", "scope-too-large")
         device = str(mine.who)
         with service.database.writing() as connection:
             opened = onboarding.open_request(

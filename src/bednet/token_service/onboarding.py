@@ -11,7 +11,9 @@ Both codes are stored as hashes: who reads the database can neither poll nor app
 
 from __future__ import annotations
 
+import collections
 import hashlib
+import ipaddress
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,7 +38,19 @@ CODE_LETTERS = 8
 """20^8 codes, some 2^34. With :data:`MOST_LOOKS` tries for each approver nobody finds an open one."""
 
 MOST_OPEN = 3
-"""Requests of one device from one address that may be open at a time: a stranger's must not keep the device out."""
+"""Requests of one device from one network that may be open at a time: a stranger's must not keep the device out."""
+
+MOST_REQUESTS = 1000
+"""Requests in the database: with :data:`MOST_SCOPE` each, a few megabytes at the most."""
+
+MOST_SCOPE = 4096
+"""Characters of a scope that is kept until somebody has decided."""
+
+KEPT = 60
+"""Seconds that a request which is over is kept for its device to be told so."""
+
+HOST, SITE = 64, 48
+"""Bits of an IPv6 address that a host has one of, and that a provider gives to one customer (RFC 6177, 2)."""
 
 MOST_LOOKS, LOOKS_SECONDS = 10, 600
 """User codes that one approver may enter in vain, and in which time."""
@@ -93,17 +107,25 @@ def open_request(
     address: str,
     now: int,
 ) -> bool:
-    """Open a request. :returns: False when too many of the device are open from that address."""
+    """Open a request.
+
+    When there are too many in all, one makes room that nobody has approved: the oldest from wherever the most are
+    from. To refuse the new one instead would let whoever fills the table keep everybody out; to drop the oldest of all
+    would let them push out everybody else's.
+
+    :returns: False when too many of the device are open from that network, or nothing can make room.
+    """
     address = address[:64]
-    pending = connection.execute(
-        sa.select(sa.func.count())
-        .select_from(device_requests)
+    connection.execute(device_requests.delete().where(device_requests.c.exp <= now - KEPT))
+    mine = connection.execute(
+        sa.select(device_requests.c.address)
         .where(device_requests.c.device == device)
-        .where(device_requests.c.address == address)
         .where(device_requests.c.state == "pending")
         .where(device_requests.c.exp > now)
-    ).scalar()
-    if pending is not None and pending >= MOST_OPEN:
+    ).scalars()
+    if sum(network(other, HOST) == network(address, HOST) for other in mine) >= MOST_OPEN:
+        return False
+    if not _make_room(connection):
         return False
     connection.execute(
         device_requests.insert().values(
@@ -118,6 +140,37 @@ def open_request(
             state="pending",
         )
     )
+    return True
+
+
+def network(address: str, bits: int) -> str:
+    """Return where an address is from: of IPv6 its first bits, of IPv4 the whole."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is None:
+        return str(ipaddress.IPv6Network((int(found), bits), strict=False))
+    return str(getattr(found, "ipv4_mapped", None) or found)
+
+
+def _make_room(connection: sa.engine.Connection) -> bool:
+    """Drop a request that was not approved if there are as many as there may be. :returns: whether there is room."""
+    count = connection.execute(sa.select(sa.func.count()).select_from(device_requests)).scalar() or 0
+    if count < MOST_REQUESTS:
+        return True
+    columns = device_requests.c
+    rows = connection.execute(
+        sa.select(columns.device_code, columns.address)
+        .where(columns.state != "approved")
+        .order_by(columns.created, columns.device_code)
+    ).all()
+    if not rows:
+        return False
+    places = [network(row.address, SITE) for row in rows]
+    ((most, _),) = collections.Counter(places).most_common(1)
+    gone = rows[places.index(most)].device_code
+    connection.execute(device_requests.delete().where(columns.device_code == gone))
     return True
 
 

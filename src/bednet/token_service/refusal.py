@@ -33,9 +33,11 @@ class Refusal(OAuth2Error):  # type: ignore[misc] # noqa: N818 - Authlib has no 
 
     :ivar error: for the client (RFC 6749, 5.2; RFC 8628, 3.5; RFC 8707, 2).
     :ivar reason: for the log, short and stable; docs/token-service.md lists them.
+    :ivar retry_after: seconds after which it may be another answer, if that is known.
     """
 
-    def __init__(self, error: str, reason: str, *, status: int | None = None) -> None:
+    def __init__(self, error: str, reason: str, *, status: int | None = None, retry_after: int | None = None) -> None:
         super().__init__(status_code=status or (401 if error == "invalid_client" else 400))
         self.error = error
         self.reason = reason
+        self.retry_after = retry_after

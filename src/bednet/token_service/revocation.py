@@ -84,13 +84,9 @@ def revoke_device(
     :param reinstated: the mark that the site had of it until now: with no later one it comes back (docs/store.md).
     :returns: whether that is new: False when no token was issued since it was done last.
     """
-    before = connection.execute(sa.select(cutoffs.c.at).where(cutoffs.c.device == device)).scalar()
-    newest = connection.execute(sa.select(sa.func.max(tokens.c.iat)).where(tokens.c.device == device)).scalar()
-    # A token that was issued ahead of this clock ends too.
-    at = max(now, newest or 0)
-    new = before is None or (newest or 0) > before
-    if new:
-        database.insert_or_update(connection, cutoffs, {"device": device, "at": at})
+    # A token that is being issued is waited for, and ends too; so does one that was issued ahead of this clock.
+    connection.execute(sa.select(devices.c.id).where(devices.c.id == device).with_for_update()).first()
+    new = end_tokens(database, connection, device, now)
     if reason is not None:
         locked = connection.execute(
             devices.update()
@@ -104,6 +100,21 @@ def revoke_device(
             database.insert_or_update(connection, marks, {"device": device, "reinstated": reinstated, "gone": None})
             new = True
     return new
+
+
+def end_tokens(database: Database, connection: sa.engine.Connection, device: str, now: int) -> bool:
+    """Give a device a cutoff behind every token that was issued to it, and never an earlier one than it has.
+
+    :param connection: has locked the device, so that none is being issued.
+    :returns: False when no token was issued since its last cutoff, which then stays.
+    """
+    before = connection.execute(sa.select(cutoffs.c.at).where(cutoffs.c.device == device)).scalar()
+    live = sa.select(sa.func.max(tokens.c.iat)).where(tokens.c.device == device).where(tokens.c.revoked.is_(None))
+    newest = connection.execute(live).scalar()
+    if before is not None and (newest or 0) <= before:
+        return False
+    database.insert_or_update(connection, cutoffs, {"device": device, "at": max(now, newest or 0)})
+    return True
 
 
 def is_revoked(connection: sa.engine.Connection, jti: str, device: str, iat: int) -> bool:

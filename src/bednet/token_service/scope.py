@@ -15,7 +15,7 @@ from bednet.errors import BednetError, TopicError
 from bednet.token_service import jose
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 Permission: TypeAlias = tuple[str, str]
 """``pub`` or ``sub``, and a topic filter."""
@@ -26,11 +26,17 @@ ACCESSES = {"publish": "pub", "subscribe": "sub"}
 MOST_ENTRIES = 100
 """Entries of a scope that is asked for."""
 
+ROOM = jose.LONGEST * 9 // 16
+"""Bytes of JSON that a scope can have in a token, which is base64 of base64: three quarters of three quarters."""
+
+ENTRY = len('["",["pub"]],')
+"""Bytes of an entry beside its filter, at least: no token has room for more than 329 filters of one access."""
+
 
 class ScopeError(BednetError):
     """A scope is refused.
 
-    :ivar code: ``scope-malformed``, ``scope-topic`` or ``scope-empty``, for the log.
+    :ivar code: ``scope-malformed``, ``scope-topic``, ``scope-empty`` or ``scope-too-large``, for the log.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -81,38 +87,41 @@ def grant(asked: Scope | None, allowed: Sequence[Permission], denied: Sequence[P
     What a deny takes away in part stays: the broker refuses it there.
 
     :param asked: None for all.
-    :raises ScopeError: when nothing is left (``scope-empty``).
+    :raises ScopeError: when nothing is left (``scope-empty``), or more than a token has room for (``scope-too-large``).
     """
-    if asked is None:
-        found = list(dict.fromkeys(allowed))
-    else:
-        cut = {
-            (access, both): None
-            for access, topic in asked
-            for kind, wide in allowed
-            if kind == access and (both := topics.intersection(topic, wide)) is not None
-        }
-        found = list(cut)
-    found = [
+    rules = _widest(allowed)
+    found: dict[Permission, None] = {}
+    room = dict.fromkeys(ACCESSES.values(), ROOM)
+    # Asked for may be a hundred filters that each overlap each rule: what fits into no token is never compared.
+    for access, topic in rules if asked is None else _cut(_widest(asked), rules):
+        if (access, topic) in found:
+            continue
+        found[access, topic] = None
+        room[access] -= len(topic.encode()) + ENTRY
+        if room[access] < 0:
+            raise ScopeError("scope-too-large", "the policy allows more of it than a token has room for")
+    left = _widest(
         (access, topic)
         for access, topic in found
         if not any(kind == access and topics.covers(wide, topic) for kind, wide in denied)
-    ]
-    left = tuple(
-        (access, topic)
-        for number, (access, topic) in enumerate(found)
-        if not any(
-            kind == access
-            and other != number
-            and topics.covers(wide, topic)
-            # Of two filters that say the same in other words the first stays.
-            and (other < number or not topics.covers(topic, wide))
-            for other, (kind, wide) in enumerate(found)
-        )
     )
     if not left:
         raise ScopeError("scope-empty", "the policy allows nothing of it")
-    return left
+    return tuple(left)
+
+
+def _widest(permissions: Iterable[Permission]) -> list[Permission]:
+    """Leave out what others of these permit as well."""
+    found = dict.fromkeys(permissions)
+    wide = {kind: set(topics.widest(topic for access, topic in found if access == kind)) for kind in ACCESSES.values()}
+    return [(access, topic) for access, topic in found if topic in wide[access]]
+
+
+def _cut(asked: Iterable[Permission], rules: Sequence[Permission]) -> Iterator[Permission]:
+    for access, topic in asked:
+        for kind, wide in rules:
+            if kind == access and (both := topics.intersection(topic, wide)) is not None:
+                yield access, both
 
 
 def permissions(rules: str, placeholders: str, device: str) -> tuple[list[Permission], list[Permission]]:

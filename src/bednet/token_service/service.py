@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from bednet.token_service.scope import Scope
 
 TYP, LIST_TYP = "at+jwt", "revocations+jwt"
+MOST_TOKENS = 200
+"""Tokens of one device that are not over yet. One that renews at half of a token's life has three."""
+
 LIST_REUSED = 60
 """Seconds that a signed revocation list with the same content is used again."""
 
@@ -111,18 +114,22 @@ class Service:
 
         :param request: the request of RFC 8628 that it answers, which is used up.
         :returns: the answer of RFC 6749, 5.1.
-        :raises Refusal: when the policy allows nothing of it.
+        :raises Refusal: when the policy allows nothing of it, or the device has too many tokens.
         :raises Unavailable: when it cannot be recorded, the clock is wrong, or there is no key; nothing is issued then.
         """
         audience, wanted, now = self.audience(resources), self.asked(asked), self.now()
+        # Before others have to wait. A policy that changes meanwhile counts nonetheless: brokers demand it as well.
+        granted = self._granted(client, wanted)
         with self.database.writing() as connection:
             clock.check(connection, now)
             if request is not None and not onboarding.take(connection, request):
                 raise Refusal("invalid_grant", "device-code-used")
-            row = connection.execute(sa.select(devices).where(devices.c.id == client.id)).mappings().first()
+            # Locked: who revokes the device meanwhile waits, and finds this token.
+            device = sa.select(devices).where(devices.c.id == client.id).with_for_update()
+            row = connection.execute(device).mappings().first()
             if row is None or row["revoked"] is not None:
                 raise Refusal("invalid_client", "revoked")
-            granted = self._granted(connection, dict(row), wanted)
+            self._check_number(connection, client.id, now)
             signer = self.keys.signer(connection, now)
             cutoff = connection.execute(sa.select(cutoffs.c.at).where(cutoffs.c.device == client.id)).scalar()
             # A token of the very second of a cutoff would be refused.
@@ -162,14 +169,24 @@ class Service:
         )
         return {"access_token": token, "token_type": kind, "expires_in": exp - now, "scope": claims["scope"]}
 
-    @staticmethod
-    def _granted(connection: sa.engine.Connection, row: Json, wanted: Scope | None) -> Scope:
-        rules = connection.execute(sa.select(profiles.c.rules).where(profiles.c.name == row["profile"])).scalar()
-        allowed, denied = scope.permissions(rules or "[]", row["placeholders"], row["id"])
+    def _granted(self, client: Client, wanted: Scope | None) -> Scope:
+        with self.database.reading() as connection:
+            named = sa.select(profiles.c.rules).where(profiles.c.name == client.row["profile"])
+            rules = connection.execute(named).scalar()
+        allowed, denied = scope.permissions(rules or "[]", client.row["placeholders"], client.id)
         try:
             return scope.grant(wanted, allowed, denied)
         except scope.ScopeError as exc:
             raise Refusal("invalid_scope", exc.code) from exc
+
+    @staticmethod
+    def _check_number(connection: sa.engine.Connection, device: str, now: int) -> None:
+        """Refuse a device that has as many tokens as it may; revoked ones count, as they are in the database too."""
+        ends = sa.select(tokens.c.exp).where(tokens.c.device == device).where(tokens.c.exp > now)
+        some = ends.order_by(tokens.c.exp).limit(MOST_TOKENS).subquery()
+        count, first = connection.execute(sa.select(sa.func.count(), sa.func.min(some.c.exp))).one()
+        if count >= MOST_TOKENS:
+            raise Refusal("temporarily_unavailable", "too-many-tokens", status=429, retry_after=first - now)
 
     def look(self, token: str) -> Issued | None:
         """Take a token of this service apart (RFC 7662, 2); None when it is none, or signed by a key that is gone."""

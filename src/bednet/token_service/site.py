@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import sqlalchemy as sa
 
 from bednet.errors import BednetError
-from bednet.token_service import certified, jose
+from bednet.token_service import certified, jose, revocation
 from bednet.token_service.config import DEVICE_ID
-from bednet.token_service.database import cutoffs, devices, marks, meta, profiles, revoked_serials
+from bednet.token_service.database import devices, marks, meta, profiles, revoked_serials
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -392,7 +392,8 @@ def apply(database: Database, data: SiteData, now: int, *, check: bool = False) 
     with database.reading() if check else database.writing() as connection:
         if not check:
             database.take_turns(connection)
-        old = {row["id"]: row for row in _rows(connection, devices)}
+        # Locked: what is being issued to them or revoked is waited for, and seen.
+        old = {row["id"]: row for row in _rows(connection, devices, lock=not check)}
         judged = _Marks(connection)
         rows = {key: judged.judge(row, old.get(key), data.reinstated.get(key, 0)) for key, row in data.devices.items()}
         added = [row for key, row in rows.items() if key not in old]
@@ -419,7 +420,7 @@ def apply(database: Database, data: SiteData, now: int, *, check: bool = False) 
             for name, value in values.items():
                 database.insert_or_update(connection, meta, {"name": name, "value": value})
             for device_id in removed + revoked:
-                database.insert_or_update(connection, cutoffs, {"device": device_id, "at": now})
+                revocation.end_tokens(database, connection, device_id, now)
         return {
             "changed": bool(added or changed or removed or different_profiles or different_serials or values),
             "added": len(added),
@@ -489,8 +490,9 @@ def _serials(
     return data.serials, {} if data.crl_number is None else {_SEEN: str(data.crl_number)}, False
 
 
-def _rows(connection: sa.engine.Connection, table: sa.Table) -> Iterator[dict[str, Any]]:
-    for row in connection.execute(sa.select(table)).mappings():
+def _rows(connection: sa.engine.Connection, table: sa.Table, *, lock: bool = False) -> Iterator[dict[str, Any]]:
+    rows = sa.select(table)
+    for row in connection.execute(rows.with_for_update() if lock else rows).mappings():
         yield dict(row)
 
 
@@ -500,10 +502,13 @@ def _replace(
     if removed:
         connection.execute(table.delete().where(table.c.id == sa.bindparam("gone")), [{"gone": key} for key in removed])
     if changed:
-        keys = [{"gone": row["id"]} for row in changed]
-        connection.execute(table.delete().where(table.c.id == sa.bindparam("gone")), keys)
-    if rows := added + changed:
-        connection.execute(table.insert(), rows)
+        # The row stays, so that whoever waits for it finds it.
+        names = [column.name for column in table.columns if column.name != "id"]
+        columns: dict[str, Any] = {name: sa.bindparam(f"new_{name}") for name in names}
+        rows = [{f"new_{name}": value for name, value in row.items()} for row in changed]
+        connection.execute(table.update().where(table.c.id == sa.bindparam("new_id")).values(**columns), rows)
+    if added:
+        connection.execute(table.insert(), added)
 
 
 def _exchange(connection: sa.engine.Connection, table: sa.Table, old: dict[str, str], new: dict[str, str]) -> None:

@@ -13,22 +13,24 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
 
-from bednet.token_service import keys, revocation
+from bednet.token_service import keys, revocation, site
 from bednet.token_service.database import SCHEMA, Database, devices, tokens
 from bednet.token_service.migrations import upgrade
 from tests.token_service.conftest import settings_of
-from tests.token_service.plant import START, Clock, Plant, claims_of, header_of, refused
+from tests.token_service.plant import DEVICES, START, Clock, Plant, claims_of, compiled, header_of, refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from cryptography.hazmat.primitives.asymmetric import ec
+    from werkzeug.test import TestResponse
 
 PASSWORD = "pässword with spaces @:/"  # noqa: S105 - of a server that lives as long as this file's tests
 
@@ -287,6 +289,145 @@ def test_locked_table_is_told(plants: list[Plant]) -> None:
         response = one.token()
         assert (response.status_code, one.reason()) == (503, "database-locked")
     assert one.token().status_code == 200
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < deadline
+        # There is nothing to wait on: a lock of PostgreSQL's that somebody waits for.
+        time.sleep(0.02)
+
+
+def somebody_waits(plant: Plant) -> bool:
+    with plant.database.reading() as connection:
+        waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        return bool(connection.execute(waiting).scalar())
+
+
+def revoke(plant: Plant) -> None:
+    with contextlib.closing(Database.of(plant.settings, wait=20)) as database, database.writing() as connection:
+        revocation.revoke_device(database, connection, "edge-1", START, reason="superseded")
+
+
+def apply_without(plant: Plant) -> None:
+    lines = compiled([row for row in DEVICES if row["device"] != "edge-1"])
+    with contextlib.closing(Database.of(plant.settings, wait=20)) as database:
+        site.apply(database, site.read(lines, plant.secrets(), plant.settings), START)
+
+
+def apply_revoked(plant: Plant) -> None:
+    rows = [{**row, "revoked": "superseded"} if row["device"] == "edge-1" else row for row in DEVICES]
+    with contextlib.closing(Database.of(plant.settings, wait=20)) as database:
+        site.apply(database, site.read(compiled(rows), plant.secrets(), plant.settings), START)
+
+
+@pytest.mark.parametrize("end", [revoke, apply_without, apply_revoked])
+def test_token_that_is_being_issued_while_its_device_is_revoked_elsewhere_ends_too(
+    plants: list[Plant], monkeypatch: pytest.MonkeyPatch, end: Callable[[Plant], None]
+) -> None:
+    one, two = plants
+    one.clock.now = START + 5
+    one.certificate("edge-1")
+    signing, may_sign = threading.Event(), threading.Event()
+    real = keys.Signer.sign
+
+    def sign(*arguments: Any) -> str:
+        signing.set()
+        may_sign.wait(20)
+        return real(*arguments)
+
+    monkeypatch.setattr(keys.Signer, "sign", sign)
+    answers: list[TestResponse] = []
+    issuing = threading.Thread(target=lambda: answers.append(one.token()))
+    ending = threading.Thread(target=lambda: end(two))
+    issuing.start()
+    assert signing.wait(20)
+    ending.start()
+    wait_until(lambda: not ending.is_alive() or somebody_waits(two))
+    may_sign.set()
+    for thread in (issuing, ending):
+        thread.join()
+    claims = claims_of(answers[0])
+    with two.database.reading() as connection:
+        assert revocation.is_revoked(connection, claims["jti"], "edge-1", claims["iat"])
+        assert revocation.listed(connection, START + 5)["cutoffs"] == {"edge-1": START + 5}
+    refused(one, one.token(), "invalid_client", "revoked" if end is not apply_without else "unknown-client", 401)
+
+
+def test_revocation_waits_for_a_site_that_is_being_applied_and_is_not_undone_by_it(
+    plants: list[Plant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = plants
+    judging, may_go = threading.Event(), threading.Event()
+    real = site._serials
+
+    def serials(*arguments: Any) -> Any:
+        judging.set()
+        may_go.wait(20)
+        return real(*arguments)
+
+    monkeypatch.setattr(site, "_serials", serials)
+    # Something of the device changes, so that its row is written.
+    lines = compiled([{**row, "values": ["hall-2"]} if row["device"] == "edge-1" else row for row in DEVICES])
+    applying = threading.Thread(target=lambda: one.apply(lines))
+    revoking = threading.Thread(target=lambda: revoke(two))
+    applying.start()
+    assert judging.wait(20)
+    revoking.start()
+    wait_until(lambda: not revoking.is_alive() or somebody_waits(two))
+    may_go.set()
+    for thread in (applying, revoking):
+        thread.join()
+    refused(one, one.token(), "invalid_client", "revoked", 401)
+
+
+def test_device_that_a_site_changes_goes_on_getting_tokens_meanwhile(
+    plants: list[Plant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = plants
+    one.certificate("edge-1")
+    writing, may_go = threading.Event(), threading.Event()
+    real = site._Marks.write
+
+    def write(*arguments: Any) -> None:
+        writing.set()
+        may_go.wait(20)
+        real(*arguments)
+
+    monkeypatch.setattr(site._Marks, "write", write)
+    lines = compiled([{**row, "values": ["hall-2"]} if row["device"] == "edge-1" else row for row in DEVICES])
+    applying = threading.Thread(target=lambda: two.apply(lines))
+    answers: list[TestResponse] = []
+    issuing = threading.Thread(target=lambda: answers.append(one.token()))
+    applying.start()
+    assert writing.wait(20)
+    issuing.start()
+    wait_until(lambda: not issuing.is_alive() or somebody_waits(two))
+    may_go.set()
+    for thread in (applying, issuing):
+        thread.join()
+    assert answers[0].status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [
+        ("SELECT max(iat) FROM tokens WHERE revoked IS NULL", "ix_tokens_live"),
+        ("SELECT exp FROM tokens WHERE device = 'edge-1' AND exp > 7 ORDER BY exp LIMIT 200", "ix_tokens_device"),
+        ("SELECT jti FROM tokens WHERE revoked IS NOT NULL AND exp > 7", "ix_tokens_ended"),
+    ],
+)
+def test_index_leads_to_the_few_rows_that_count(plants: list[Plant], statement: str, index: str) -> None:
+    rows = [
+        {"jti": f"{count}", "device": f"device-{count % 100}", "iat": START, "exp": START + 900, "revoked": None}
+        for count in range(5000)
+    ]
+    with plants[0].database.writing() as connection:
+        connection.execute(tokens.insert(), rows)
+        connection.execute(sa.text("ANALYZE tokens"))
+        found = connection.execute(sa.text(f"EXPLAIN {statement}")).scalars().all()
+    assert index in "; ".join(found)
 
 
 def test_clock_of_one_instance_behind_the_other_is_noticed(plants: list[Plant]) -> None:

@@ -163,3 +163,17 @@ def test_an_intersection_matches_what_both_match(one: str, other: str) -> None:
     assert topics.overlaps(one, other) is (common is not None)
     if common is not None:
         topics.check_filter(common)
+
+
+@given(st.lists(filters, max_size=12))
+def test_widest_are_those_that_no_other_covers(some: list[str]) -> None:
+    expected = [
+        one
+        for number, one in enumerate(some)
+        if not any(
+            topics.covers(other, one) and (place < number or not topics.covers(one, other))
+            for place, other in enumerate(some)
+            if place != number
+        )
+    ]
+    assert topics.widest(some) == expected

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import lmdb
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bednet import store
 from tests.unit.jwks import jwk, number, spki
@@ -111,6 +113,12 @@ UNUSABLE: list[tuple[str, object, str]] = [
     ("shared", {"kty": "oct", "k": "AAAA"}, "private or secret key"),
     ("for encryption", GOOD | {"use": "enc"}, "not for signatures"),
     ("for signing", GOOD | {"key_ops": ["sign"]}, "not for signatures"),
+    ("for a number", GOOD | {"key_ops": 5}, "not for signatures"),
+    ("for a text", GOOD | {"key_ops": "verify"}, "not for signatures"),
+    ("for nothing", GOOD | {"key_ops": None}, "not for signatures"),
+    ("for a number", GOOD | {"key_ops": 5}, "not for signatures"),
+    ("for a text", GOOD | {"key_ops": "verify"}, "not for signatures"),
+    ("for nothing", GOOD | {"key_ops": None}, "not for signatures"),
     ("another algorithm", GOOD | {"alg": "ES384"}, "its algorithm is 'ES384', not ES256"),
     ("of a shared secret", GOOD | {"alg": "HS256"}, "its algorithm is 'HS256', not ES256"),
     ("none", GOOD | {"alg": "none"}, "its algorithm is 'none'"),
@@ -138,6 +146,25 @@ UNUSABLE: list[tuple[str, object, str]] = [
 def test_what_cannot_be_used_is_no_key_and_says_why(key: object, why: str) -> None:
     with pytest.raises(store.Unusable, match=why):
         store.key_of(key, ALL)
+
+
+MEMBERS = ["kty", "crv", "x", "y", "n", "e", "kid", "use", "key_ops", "alg", "x5c", "x5t", "x5u", "oth"]
+WORDS = st.sampled_from(["RSA", "OKP", "EC", "P-256", "sig", "verify", "ES256", "EdDSA"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    st.sampled_from([jwk(EC, kid="a"), jwk(ED, kid="a"), jwk(RSA, kid="a")]),
+    st.dictionaries(st.sampled_from(MEMBERS), VALUES, min_size=1),
+)
+def test_a_key_with_whatever_members_hides_no_good_one(key: Json, members: Json) -> None:
+    keys, unusable = store.keys_of([key | members, jwk(EC2, kid="good")], ALL)
+    assert keys["good"].spki == spki(EC2)
+    assert len(keys) + len(unusable) == 2
 
 
 def test_a_key_for_what_the_issuer_may_not_use_is_none() -> None:
