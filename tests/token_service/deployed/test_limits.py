@@ -147,7 +147,7 @@ def test_headers_have_at_most_8_kib_each(limited: Deployed) -> None:
 def test_long_list_is_kept_once_for_all_who_read_it_slowly(limited: Deployed) -> None:
     """Not in /run, where nginx would put what does not fit into its buffers, and not once for each reader."""
     now = int(time.time())
-    rows = [(f"{number:022d}", "edge-1", now, now + 900, now) for number in range(60_000)]
+    rows = [(f"{number:022d}", f"other-{number}", now, now + 900, now) for number in range(60_000)]
     with contextlib.closing(sqlite3.connect(limited.folder / "tokens.db")) as database, database:
         database.executemany("INSERT INTO tokens (jti, device, iat, exp, revoked) VALUES (?, ?, ?, ?, ?)", rows)
     try:
