@@ -444,21 +444,25 @@ def test_the_service_is_small(tokens: Tokens, measured: Any) -> None:
     def ask(device: str) -> None:
         assert tokens.source(device).get().seconds > 0
 
-    # More at once than it has threads, by each of the ways to prove oneself; no more than one address may ask.
-    with ThreadPoolExecutor(max_workers=24) as pool:
-        list(pool.map(ask, [*METHODS] * 12))
     script = (
         "for unit in bednet-token-service bednet-token-nginx; do main=$(systemctl show $unit -p MainPID --value); "
         "for pid in $main $(pgrep -P $main); do cat /proc/$pid/status /proc/$pid/smaps_rollup; done; done"
     )
+    # More at once than it has threads, by each way to prove oneself, and no more than one address may ask. A thread
+    # comes when it is needed, and stays, with a stack and a heap: how many do is the machine's affair, a few have to.
+    with ThreadPoolExecutor(max_workers=24) as pool:
+        list(pool.map(ask, [*METHODS] * 12))
     told = tokens.host.exec(["sh", "-ec", script]).stdout
+    threads = max(int(count) for count in re.findall(r"^Threads:\s+(\d+)$", told, re.MULTILINE))
+    assert threads > 4
     parts = [int(kb) for kb in re.findall(r"^Pss: +(\d+) kB$", told, re.MULTILINE)]
     # The service's two processes, and nginx's two.
     assert len(parts) == 4
-    # All eight threads have been at work: each has a stack and a heap by now.
-    assert max(int(count) for count in re.findall(r"^Threads:\s+(\d+)$", told, re.MULTILINE)) > 8
     assert sum(parts) < 80_000
-    measured(f"Memory of the token service and its front, all processes, proportional: {sum(parts) / 1000:.0f} MB")
+    measured(
+        f"Memory of the token service and its front, all processes, proportional: {sum(parts) / 1000:.0f} MB, "
+        f"{threads} threads"
+    )
 
 
 @pytest.mark.parametrize(
