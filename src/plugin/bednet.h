@@ -396,8 +396,7 @@ struct throttle {
 };
 
 bool throttle__init(struct throttle *throttle, uint32_t limit);
-/* `now` in seconds of a clock that is never set. */
-/* `from` is NULL where a certificate has proved who it is. */
+/* `now` in seconds of a clock that is never set; `from` is NULL where a certificate has proved who it is. */
 bool throttle__blocked(struct throttle *throttle, const struct moment *from, const char *id, int64_t now);
 void throttle__failed(struct throttle *throttle, const struct moment *from, const char *id, int64_t now);
 void throttle__succeeded(struct throttle *throttle, const struct moment *from, const char *id);

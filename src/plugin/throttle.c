@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Failed logins by password and by token. One bucket for each identity from an address, so that a stranger elsewhere locks nobody out,
- * and one for each address, which fails more often before it is stopped, as many devices may share one. A bucket drains
- * evenly: once blocked, an identity may try again every 60/limit seconds.
+ * Failed logins by password and by token. One bucket for each identity from an address, so that a stranger elsewhere locks
+ * nobody out, and one for each address, which fails more often before it is stopped, as many devices may share one. A
+ * bucket drains evenly: once blocked, an identity may try again every 60/limit seconds.
  *
  * Who has shown a certificate has proved who it is, and has a bucket that nobody else can fill, wherever it comes from.
  *

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from testbed.lab import Lab
     from tests.scenario import Scenario
 
-pytestmark = pytest.mark.lab
+# `make test` has no time for it.
+pytestmark = [pytest.mark.lab, pytest.mark.full]
 
 PYTHON = "/usr/bin/python3.13"
 

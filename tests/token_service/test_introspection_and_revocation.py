@@ -218,11 +218,11 @@ def test_device_that_gives_back_too_many_ends_all_of_its_own(plant: Plant) -> No
 def test_list_stays_short_whatever_a_device_gives_back(plant: Plant) -> None:
     others = text_of(plant.token("edge-2"))
     longest = 0
-    for _ in range(10):
+    for _ in range(6):
         give_back(plant, revocation.MOST_OWN - 2)
         longest = max(longest, len(plant.get("/revocations").get_data()))
         plant.clock.now += 1
-    # 320 tokens of 200 bytes are no more than twice as many as may be listed by themselves.
+    # 180 tokens of 200 bytes are no more than twice as many as may be listed by themselves.
     assert longest < 2 * revocation.MOST_OWN * 200
     assert len(listed(plant)["tokens"]) <= revocation.MOST_OWN
     assert list(listed(plant)["cutoffs"]) == ["edge-1"]

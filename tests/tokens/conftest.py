@@ -36,16 +36,16 @@ DEADLINE_S = 10.0
 
 def claims(token: Token | str) -> dict[str, Any]:
     """Read what a token says."""
-    text = token if isinstance(token, str) else token.text
-    part = text.split(".")[1]
-    told: dict[str, Any] = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-    return told
+    return _part(token, 1)
 
 
 def header(token: Token | str) -> dict[str, Any]:
     """Read what a token says of itself: how it is signed, and with which key."""
-    text = token if isinstance(token, str) else token.text
-    part = text.split(".", 1)[0]
+    return _part(token, 0)
+
+
+def _part(token: Token | str, number: int) -> dict[str, Any]:
+    part = (token if isinstance(token, str) else token.text).split(".")[number]
     told: dict[str, Any] = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
     return told
 

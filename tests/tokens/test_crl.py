@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from tests.conftest import Plant
     from tests.tokens.conftest import Tokens
 
+pytestmark = pytest.mark.lab
+
 UNIT = "bednet-token-crl.service"
+LIST = "/var/lib/private/bednet-token-crl/issuing.crl.pem"
 FOLDER = f"/run/systemd/system/{UNIT}.d"
 ENROL = ("--tags", "enrolment")
 
@@ -36,21 +39,25 @@ def test_what_the_fetcher_hands_on_is_believed_for_the_ca_s_signature_alone(toke
     assert known > 0
     tokens.host.exec(["mkdir", "-p", FOLDER])
     try:
+        # A link there is not even opened.
         for taken, why in (
             ("cp /etc/hostname", "it is not a certificate revocation list"),
-            ("ln -sf /etc/shadow", ""),
+            ("ln -sf /etc/shadow", "control process exited, code=exited, status=1/FAILURE"),
         ):
+            since = tokens.host.exec(["date", "+%s.%N"]).stdout.strip()
             exec_start = f"ExecStart=/bin/{taken} ${{STATE_DIRECTORY}}/issuing.crl.pem"
             tokens.host.write_file(f"{FOLDER}/taken.conf", f"[Service]\nExecStart=\n{exec_start}\n")
             tokens.host.exec(["systemctl", "daemon-reload"])
             assert fetch(tokens, check=False) != 0
-            journal = tokens.host.exec(["journalctl", f"--unit={UNIT}", "--lines=8", "--output=cat"]).stdout
-            assert why in journal
+            told = ["journalctl", f"--unit={UNIT}", f"--since=@{since}", "--output=cat"]
+            journal = tokens.host.exec(told).stdout
+            assert why.lower() in journal.lower()
+            assert tokens.host.exec(["test", "-L", LIST], check=False).rc == (0 if "ln" in taken else 1)
             assert "root:" not in journal
             assert tokens.tool("status")["crl_number"] == known
     finally:
         tokens.host.exec(["sh", "-c", f"rm -r {FOLDER}; systemctl daemon-reload; systemctl reset-failed {UNIT}"])
-        tokens.host.exec(["rm", "-f", "/var/lib/private/bednet-token-crl/issuing.crl.pem"])
+        tokens.host.exec(["rm", "-f", LIST])
     assert tokens.source("edge-2").get()
     fetch(tokens)
     assert tokens.tool("status")["crl_number"] == known

@@ -24,8 +24,8 @@ from bednet.token_service import jose
 if TYPE_CHECKING:
     from bednet.token_service.jose import PublicKey
 
-_LAST_LINE = "-----END CERTIFICATE-----"
-_END = re.compile(rf"(?<=\n){_LAST_LINE}(?:\n|$)")
+_PEM_LAST_LINE = "-----END CERTIFICATE-----"
+_PEM_END = re.compile(rf"(?<=\n){_PEM_LAST_LINE}(?:\n|$)")
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ def load(device: str, pem: str) -> tuple[Certified, ...]:
     :raises jose.JoseError: when it is anything else, one of them is another's, or has a key of no kind that may be
         used here (``key``).
     """
-    *blocks, rest = _END.split(pem)
+    *blocks, rest = _PEM_END.split(pem)
     if not blocks or rest.strip():
         raise jose.JoseError("key", "it is no certificate in PEM")
-    return tuple(_load_one(device, f"{block}{_LAST_LINE}\n") for block in blocks)
+    return tuple(_load_one(device, f"{block}{_PEM_LAST_LINE}\n") for block in blocks)
 
 
 def _load_one(device: str, pem: str) -> Certified:
@@ -63,10 +63,10 @@ def _load_one(device: str, pem: str) -> Certified:
     if [name.value for name in names] != [device]:
         raise jose.JoseError("key", "the certificate is another's")
     jose.algorithms_of(key)
-    return Certified(key, serial_text(certificate.serial_number), int(_end(certificate).timestamp()))
+    return Certified(key, serial_text(certificate.serial_number), int(_not_after(certificate).timestamp()))
 
 
-def _end(certificate: x509.Certificate) -> dt.datetime:
+def _not_after(certificate: x509.Certificate) -> dt.datetime:
     # cryptography before 42, as Debian 12 has it, gives UTC without saying so.
     if hasattr(certificate, "not_valid_after_utc"):
         return certificate.not_valid_after_utc

@@ -26,7 +26,7 @@ _ERRORS = {
     "401": "The client could not be authenticated, or its certificate is not of the site.",
     "403": "Not an approver.",
     "413": "The request is too large.",
-    "429": "Too many requests from this address, or too many of a device are open, or too many codes were wrong.",
+    "429": "Too many requests from this address; or of a device too many requests or tokens are open; or wrong codes.",
     "431": "The headers are too large.",
     "503": "The service cannot answer now.",
 }

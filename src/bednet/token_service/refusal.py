@@ -15,7 +15,7 @@ DESCRIPTIONS = {
     "invalid_grant": "The code is unknown or used, or the token is not yours.",
     "unauthorized_client": "This client may not do that.",
     "unsupported_grant_type": "The grant type is not supported.",
-    "invalid_scope": "The scope is malformed, or the policy allows nothing of it.",
+    "invalid_scope": "The scope is malformed or too large, or the policy allows nothing of it.",
     "invalid_target": "Tokens for this resource are not issued here.",
     "authorization_pending": "Nobody has decided yet.",
     "slow_down": "Polled too fast; wait five seconds longer from now on.",
