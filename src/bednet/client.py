@@ -541,6 +541,7 @@ class TokenClient(_Reauthentication):
         self._more: Properties | None = None
         self._timer: threading.Timer | None = None
         self._left = False
+        self._pause = 0.0
         self._guard = threading.RLock()
         # Files that are missing are told of here, and not in paho's thread.
         source.context()
@@ -659,7 +660,8 @@ class TokenClient(_Reauthentication):
         if token is renewed:
             self._renewed(token, due)
         else:
-            self._renew_in(due)
+            # A gateway that refuses renewals and lets the older token in again gets no new one for each time.
+            self._renew_in(max(due, self._pause))
 
     def refused(self) -> None:
         """Forget a token that a gateway does not take, or does not take any more."""
@@ -669,14 +671,17 @@ class TokenClient(_Reauthentication):
     def _renewed(self, token: Token, due: float) -> None:
         with self._guard:
             self.renewals += 1
+            self._pause = 0.0
             self._renew_in(due)
         logger.info("%s: renewed, good for %.0f s", self.source.device, token.seconds)
         self._tell(token.seconds)
 
-    def _failed(self, error: TokenError, retry: float | None = None) -> None:
+    def _failed(self, error: TokenError) -> None:
         logger.warning("%s: no new token: %s", self.source.device, error)
-        wait = RETRY_SECONDS if retry is None else retry
-        self._renew_in(wait, min(wait * 2, LONGEST_RETRY_SECONDS))
+        with self._guard:
+            # Until one is accepted, whoever refuses: each try may take a new token, of which a device has so many.
+            self._pause = min(max(RETRY_SECONDS, self._pause * 2), LONGEST_RETRY_SECONDS)
+            self._renew_in(self._pause)
         self._tell(error)
 
     def _tell(self, what: float | TokenError) -> None:
@@ -687,22 +692,22 @@ class TokenClient(_Reauthentication):
         except Exception:
             logger.exception("%s: on_renewed fails; renewing goes on", self.source.device)
 
-    def _renew_in(self, seconds: float, retry: float | None = None) -> None:
+    def _renew_in(self, seconds: float) -> None:
         with self._guard:
             if self._left:
                 return
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = threading.Timer(max(0.0, seconds), self._renew_by_timer, (retry,))
+            self._timer = threading.Timer(max(0.0, seconds), self._renew_by_timer)
             self._timer.daemon = True
             self._timer.start()
 
-    def _renew_by_timer(self, retry: float | None) -> None:
+    def _renew_by_timer(self) -> None:
         try:
             self.renew()
         except Exception as exc:
             # Whatever it is, the next renewal must come.
-            self._failed(_told(exc), retry)
+            self._failed(_told(exc))
 
 
 def _told(exc: Exception) -> TokenError:

@@ -1745,8 +1745,8 @@ class Store:
         """Note revoked tokens, and forget those that ended long ago. :returns: how many are new."""
         now = int(self._clock())
         # What is good now was issued at most `leeway` ahead, and lasts at most `longest`. What a token service that was
-        # taken over says of later times would never be forgotten.
-        latest = now + issuer.leeway + issuer.longest
+        # taken over says of later times would never be forgotten. Not less than a day: `longest` may grow again.
+        latest = now + issuer.leeway + max(issuer.longest, DAY_SECONDS)
         new: dict[bytes, bytes] = {}
         for jti, expires, device_id in tokens:
             if not isinstance(jti, str) or not jti or len(jti) > _MOST_JTI or not _encodable(jti):

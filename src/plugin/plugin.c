@@ -319,6 +319,13 @@ static enum reason by_token(struct plugin *plugin, const struct guest *guest, co
 	if(name == NULL){
 		return REASON_UNKNOWN_DEVICE;
 	}
+	/* First: one that is revoked proves nothing, and must not count against its device. */
+	if(guest->named){
+		reason = certificate_reason(plugin, &guest->certificate, guest->now);
+		if(reason != REASON_NONE){
+			return reason;
+		}
+	}
 	/* A session has proved who it is, and ends when this fails: nobody else's failures hold up its renewal. */
 	if(!session && throttle__blocked(&plugin->throttle, counted_at(guest), name, monotonic())){
 		return REASON_THROTTLED;
@@ -342,9 +349,8 @@ static enum reason by_token(struct plugin *plugin, const struct guest *guest, co
 		}
 		store__end(&plugin->store);
 	}
-	if(reason == REASON_NONE && guest->x509){
-		reason = strcmp(token->id, guest->certificate.id) != 0 ? REASON_TOKEN_BINDING
-				: certificate_reason(plugin, &guest->certificate, guest->now);
+	if(reason == REASON_NONE && guest->x509 && strcmp(token->id, guest->certificate.id) != 0){
+		reason = REASON_TOKEN_BINDING;
 	}
 	if(reason == REASON_NONE && session && strcmp(session->device->id, token->id) != 0){
 		reason = REASON_TOKEN_BINDING;
@@ -564,7 +570,8 @@ static int on_auth_start(int event, void *event_data, void *userdata)
 	}else if(!auth__bearer(data, &name, &text)){
 		reason = REASON_TOKEN_MALFORMED;
 	}
-	if(is_token_reason(reason) && claimed(&guest)){
+	if(is_token_reason(reason) && claimed(&guest)
+			&& (!guest.named || certificate_reason(plugin, &guest.certificate, guest.now) == REASON_NONE)){
 		throttle__failed(&plugin->throttle, counted_at(&guest), claimed(&guest), monotonic());
 	}
 	if(reason == REASON_NONE){

@@ -103,7 +103,7 @@ class Resumable:
         self._session: ssl.SSLSession | None = None
         self.reused = False
 
-    def enter(self, device: str) -> int:
+    def enter(self, device: str, *, username: str | None = None, password: str | None = None) -> int:
         """Connect, say CONNECT, and return the code of the CONNACK."""
         with (
             socket.create_connection(("127.0.0.1", self._port), DEADLINE) as raw,
@@ -111,7 +111,7 @@ class Resumable:
                 raw, server_hostname="gateway-1.plant.example", session=self._session
             ) as connection,
         ):
-            connection.sendall(connect_packet(device, version=4))
+            connection.sendall(connect_packet(device, username=username, password=password, version=4))
             connack = connection.recv(4)
             # TLS 1.3 hands out its tickets after the handshake, so they are here by now.
             self._session = connection.session

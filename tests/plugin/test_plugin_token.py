@@ -6,6 +6,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import socket
+import ssl
 import time
 from collections import Counter
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ import pytest
 from bednet.probe import connect_packet, enter
 from tests.plugin.clock import Clock
 from tests.plugin.gateway import Gateway, broker_program, plugin_path
+from tests.plugin.mqtt import Resumable
 from tests.plugin.pki import now
 from tests.plugin.tokens import (
     AUDIENCE,
@@ -526,6 +528,26 @@ def test_a_stranger_at_the_same_address_ends_no_session_and_stops_no_certificate
         gateway.refused(shown(_changed(issuer), "both-1", issued.credentials), on="mtls", client_id="both-1")
     with one_more(gateway, client_id="both-1", reason="throttled"):
         gateway.refused(good, on="mtls", client_id="both-1")
+
+
+def test_a_certificate_that_is_revoked_does_not_count_against_its_device(
+    site: TokenSite, start: Start, authority: Authority
+) -> None:
+    """TLS does not look at it when a session is resumed: whoever stole it keeps its device out no longer."""
+    gateway = start(listeners=("mtls",), options={"login_failures": "3", "audit_rate": "1000"})
+    stolen, issued, issuer = authority.device("both-1"), authority.device("both-1"), site.issuers[0]
+    thief = Resumable(gateway, str(stolen.credentials.certificate), str(stolen.credentials.key), ssl.TLSVersion.TLSv1_2)
+    assert thief.enter("both-1") == 0
+    site.revoked_serials[stolen.serial] = "keyCompromise"
+    site.apply()
+    like_one = "eyJ.x.x"
+    for _ in range(5):
+        assert thief.enter("both-1", username="both-1", password=like_one) == 5
+    assert thief.reused, "a new handshake would have been refused by TLS"
+    gateway.wait(lambda: gateway.count(client_id="both-1", reason="certificate-revoked") == 5, "the last refusal")
+    good = issuer.token("both-1", cnf={"x5t#S256": thumbprint(issued.certificate)})
+    gateway.admitted(shown(good, "both-1", issued.credentials), on="mtls", client_id="both-1")
+    assert gateway.count(reason="throttled") == gateway.count(reason="token-malformed") == 0
 
 
 @pytest.mark.parametrize("spread", [False, True], ids=["one-address", "many-addresses"])

@@ -222,6 +222,20 @@ def test_revoked_tokens_count_as_long_as_they_are_remembered(plant: Plant) -> No
     refused(plant, plant.token(), "temporarily_unavailable", "too-many-tokens", 429)
 
 
+def test_device_whose_tokens_the_operator_has_ended_gets_new_ones_at_once(plant: Plant) -> None:
+    """A thief took them; those that it gives back itself count, else there would be no limit."""
+    assert plant.token("edge-2").status_code == 200
+    fill(plant, 200, device="edge-1")
+    refused(plant, plant.token(), "temporarily_unavailable", "too-many-tokens", 429)
+    plant.clock.now = START + 5
+    assert plant.token("edge-2").status_code == 200
+    with plant.database.writing() as connection:
+        assert revocation.revoke_device(plant.database, connection, "edge-1", START + 5)
+    assert plant.token().status_code == 200
+    with plant.database.reading() as connection:
+        assert revocation.is_revoked(connection, "none", "edge-1", START)
+
+
 # The database
 
 

@@ -390,8 +390,8 @@ def timers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, Callable[[], No
     class Timer:
         daemon = False
 
-        def __init__(self, seconds: float, do: Callable[..., None], arguments: tuple[object, ...]) -> None:
-            made.append((seconds, lambda: do(*arguments)))
+        def __init__(self, seconds: float, do: Callable[[], None]) -> None:
+            made.append((seconds, do))
 
         def start(self) -> None: ...
 
@@ -417,6 +417,33 @@ def test_waits_between_renewals_that_fail_grow_and_have_a_bound(
     service.failing = 1
     timers[-1][1]()
     assert timers[-1][0] == 2.0
+
+
+def test_gateway_that_refuses_renewals_uses_up_no_tokens(
+    device: Device, service: Service, broker: Broker, timers: list[tuple[float, Callable[[], None]]]
+) -> None:
+    """A device has so many in its life. The service gives one each time, so its word does not end the waiting."""
+    device.go(broker)
+    broker.answers = 0x87
+    device.client._renew_in(0)
+    for number in range(1, 7):
+        timers[-1][1]()
+        device.until(lambda count=number: len(device.told) == count, "a refusal")  # type: ignore[misc]
+    assert [seconds for seconds, _ in timers[-6:]] == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0]
+    assert {error.error for error in device.told if isinstance(error, TokenError)} == {"refused"}
+    # Nor does a new connection, with a token that is past its half.
+    device.client._token = replace(device.source.get(), begin=time.monotonic() - 600)
+    broker.drop()
+    device.until(lambda: device.connected == 2, "a new connection")
+    deadline = time.monotonic() + DEADLINE_S
+    while len(timers) < 8:
+        assert time.monotonic() < deadline, "no renewal is planned"
+        time.sleep(0.01)
+    assert timers[-1][0] == 60.0
+    broker.answers = 0
+    timers[-1][1]()
+    device.until(lambda: device.told[-1] == 900.0, "a renewal")
+    assert timers[-1][0] == 450.0
 
 
 def test_after_good_bye_nothing_is_renewed(

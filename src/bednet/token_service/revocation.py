@@ -86,7 +86,9 @@ def revoke_device(
     """
     # A token that is being issued is waited for, and ends too; so does one that was issued ahead of this clock.
     connection.execute(sa.select(devices.c.id).where(devices.c.id == device).with_for_update()).first()
-    new = end_tokens(database, connection, device, now)
+    # Whoever is told to end all tokens means those, too, that this database does not know: of a stolen key.
+    new = end_tokens(database, connection, device, now, unknown=reason is None)
+    _forget_ended(connection, device)
     if reason is not None:
         locked = connection.execute(
             devices.update()
@@ -102,16 +104,29 @@ def revoke_device(
     return new
 
 
-def end_tokens(database: Database, connection: sa.engine.Connection, device: str, now: int) -> bool:
+def _forget_ended(connection: sa.engine.Connection, device: str) -> None:
+    """Forget tokens that a device's cutoff ends: they count no more among those that it may have."""
+    at = connection.execute(sa.select(cutoffs.c.at).where(cutoffs.c.device == device)).scalar()
+    # The newest token stays: a clock that jumps back is known by it.
+    newest = connection.execute(sa.select(sa.func.max(tokens.c.iat))).scalar()
+    if at is not None and newest is not None:
+        over = tokens.delete().where(tokens.c.device == device).where(tokens.c.iat <= at)
+        connection.execute(over.where(tokens.c.iat < newest))
+
+
+def end_tokens(
+    database: Database, connection: sa.engine.Connection, device: str, now: int, *, unknown: bool = False
+) -> bool:
     """Give a device a cutoff behind every token that was issued to it, and never an earlier one than it has.
 
     :param connection: has locked the device, so that none is being issued.
+    :param unknown: tokens that are not recorded end, too: the cutoff is not before `now` in any case.
     :returns: False when no token was issued since its last cutoff, which then stays.
     """
     before = connection.execute(sa.select(cutoffs.c.at).where(cutoffs.c.device == device)).scalar()
     live = sa.select(sa.func.max(tokens.c.iat)).where(tokens.c.device == device).where(tokens.c.revoked.is_(None))
     newest = connection.execute(live).scalar()
-    if before is not None and (newest or 0) <= before:
+    if before is not None and (newest or 0) <= before and not (unknown and before < now):
         return False
     database.insert_or_update(connection, cutoffs, {"device": device, "at": max(now, newest or 0)})
     return True

@@ -437,10 +437,12 @@ def test_a_revoked_token_is_remembered_as_long_as_its_issuer_lets_one_live(
 ) -> None:
     """A token of a year must not come back after a day: to the second, its issuer's clock as far ahead as it may be.
 
+    Nor one of a day, where an issuer's `longest` is short for a while and grows again.
     The broker takes a token until the second before `exp` + leeway (docs/plugin.md).
     """
     plant = store.Store(tmp_path / "store", clock=clock)
     plant.apply(compiled(issuers=[issuer(service=True), {**FOREIGN, "longest": longest, "leeway": leeway}]), secrets())
+    longest = max(longest, store.DAY_SECONDS)
     key, expires = store.token_key(OTHER, "long"), NOW + leeway + longest
     plant.revoke_token(OTHER, "long", expires, "edge-1")
     assert tokens(plant) == {key: expires}
@@ -457,10 +459,11 @@ def test_a_revoked_token_is_remembered_as_long_as_its_issuer_lets_one_live(
 
 def test_of_the_sites_own_service_longest_counts_likewise(tmp_path: Path, clock: Clock) -> None:
     plant = store.Store(tmp_path / "store", clock=clock)
-    plant.apply(compiled(issuers=[issuer(service=True, longest=900, leeway=5)]), secrets())
-    entries = [{"jti": "a", "exp": NOW + 5 + 900 + 1, "device": "edge-1"}]
+    longest = store.DAY_SECONDS + 900
+    plant.apply(compiled(issuers=[issuer(service=True, longest=longest, leeway=5)]), secrets())
+    entries = [{"jti": "a", "exp": NOW + 5 + longest + 1, "device": "edge-1"}]
     plant.revocations(ISS, {**listed(), "tokens": entries})
-    assert tokens(plant) == {store.token_key(ISS, "a"): NOW + 5 + 900}
+    assert tokens(plant) == {store.token_key(ISS, "a"): NOW + 5 + longest}
 
 
 def test_whatever_would_be_good_now_ends_whose_ever_it_is(tmp_path: Path, clock: Clock) -> None:
