@@ -384,8 +384,9 @@ The limit is what cannot be left out: the handshake (`openssl s_server`, {handsh
 token with a false signature ({refused}), so it is looked at.
 """
 _AGAIN = """\
-A token is new to a broker once in its life, a quarter of an hour by default. A device that lost its connection comes
-back with the token that it has, and the broker remembers which signatures it has checked.
+A token is new to a broker once in its life, a quarter of an hour by default: when it is renewed in the session, or when
+a device that cannot do that connects with it. A device that lost its connection comes back with the token that it has,
+and the broker remembers which signatures it has checked.
 """
 
 

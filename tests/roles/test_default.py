@@ -560,6 +560,7 @@ def lax_broker(lab: Lab) -> Iterator[str]:
     gateway.exec(["systemctl", "restart", "mosquitto"])
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("lax_broker")
 def test_a_roll_out_stops_at_the_first_gateway_whose_net_does_not_hold(lab: Lab) -> None:
     second = _started(lab.hosts["gateway-2"])
