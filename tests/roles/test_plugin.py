@@ -88,6 +88,7 @@ def test_nothing_of_mosquittos_own_access_control_is_there(lab: Lab) -> None:
     assert "plugin /usr/lib/bednet/bednet_plugin.so" in lines
 
 
+@pytest.mark.full
 def test_a_missing_package_is_refused_before_anything_is_changed(lab: Lab, tmp_path: Path) -> None:
     before = _started(lab.hosts["gateway-1"])
     result = lab.play("site.yml", "-e", f"mosquitto_plugin_packages_dir={tmp_path}", check=False)
@@ -100,6 +101,7 @@ def test_a_missing_package_is_refused_before_anything_is_changed(lab: Lab, tmp_p
     assert _started(lab.hosts["gateway-1"]) == before
 
 
+@pytest.mark.full
 def test_a_package_of_another_source_is_refused_before_anything_is_changed(lab: Lab, tmp_path: Path) -> None:
     folder = tmp_path / "trixie" / "amd64"
     folder.mkdir(parents=True)
