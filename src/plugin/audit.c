@@ -97,7 +97,7 @@ static size_t name_sender(const struct audit_event *event, enum audit_kind kind,
 static uint32_t *find_sender(struct audit *audit, const struct audit_event *event, enum audit_kind kind, bool network,
 		int64_t now, bool make)
 {
-	uint8_t in[sizeof(audit->key) + 2 + BEDNET_ID_MAX + 1], digest[EVP_MAX_MD_SIZE];
+	uint8_t in[sizeof(audit->key) + 2 + BEDNET_ID_MAX + 1], digest[HASH_LEN];
 	const uint32_t second = (uint32_t)now;
 	size_t len = sizeof(audit->key), set, i, at = 0;
 	uint64_t tag;
@@ -106,7 +106,7 @@ static uint32_t *find_sender(struct audit *audit, const struct audit_event *even
 	in[len++] = (uint8_t)kind;
 	in[len++] = network;
 	len += name_sender(event, kind, network, in + len);
-	if(EVP_Digest(in, len, digest, NULL, EVP_sha256(), NULL) != 1){
+	if(!hash__sha256(&(struct slice){in, len}, 1, digest)){
 		return NULL;
 	}
 	memcpy(&tag, digest, sizeof(tag));

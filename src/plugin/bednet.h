@@ -283,6 +283,14 @@ enum reason store__key(struct store *store, const uint8_t issuer[STORE_ISSUER_KE
 enum reason store__token(struct store *store, const char *iss, const char *jti, const char *id, int64_t issued);
 bool store__zone(void *store, uint32_t zone, int64_t at, int32_t *offset); /* a zone_lookup */
 
+/* ---- hash.c: SHA-256 ---- */
+
+#define HASH_LEN 32 /* bytes */
+/* Of the parts, one behind the other. False when OpenSSL has no memory for it, or no SHA-256. */
+bool hash__sha256(const struct slice *parts, size_t count, uint8_t out[HASH_LEN]);
+/* Gives back what is kept for the next one. */
+void hash__forget(void);
+
 /* ---- cert.c: what a client's certificate says ---- */
 
 struct certificate {
@@ -295,6 +303,8 @@ struct certificate {
 /* The one common name that is a device's id; false when there is none, more than one, or it is anything else. */
 bool cert__name(const X509_NAME *name, char out[BEDNET_ID_MAX + 1]);
 bool cert__read(const X509 *x509, struct certificate *out);
+/* SHA-256 of all of it: what cnf says in x5t#S256 (RFC 8705, 3.1). */
+bool cert__thumbprint(const X509 *x509, uint8_t out[HASH_LEN]);
 
 /* ---- secret.c: passwords, and keys of nobody ---- */
 
@@ -310,9 +320,7 @@ bool secret__nobodys_key(const uint8_t secret[SECRET_KEY_LEN], const char *ident
 #define TOKEN_MAX 8192 /* bytes, as it comes */
 #define TOKEN_KEYS 8 /* public keys that are kept ready for use */
 #define TOKEN_NONCE 8 /* bytes, of either side (RFC 9431, 2.2.4.2.2) */
-#define TOKEN_THUMBPRINT 32 /* bytes: SHA-256 of a certificate */
 #define TOKEN_SEEN 8192 /* signatures that need not be checked once more; a power of 2 */
-#define TOKEN_PRINT 32 /* bytes: SHA-256 of a token and the key that it was checked with */
 
 /* What a scope permits (RFC 9431, 2.3). */
 struct permission {
@@ -326,7 +334,7 @@ struct token {
 	struct slice header, payload; /* JSON, decoded; behind the struct, in the same block */
 	struct slice signature, signed_part; /* until it was checked; signed_part is the caller's */
 	bool verified; /* its signature was found right */
-	uint8_t key_print[8]; /* of the key that it was checked with */
+	uint8_t key_print[HASH_LEN]; /* of the key that it was checked with */
 	char id[BEDNET_ID_MAX + 1]; /* the device */
 	int64_t end; /* first second in which it is good no more, leeway included */
 	bool limited; /* its scope counts; else only the policy limits it */
@@ -342,15 +350,21 @@ struct token {
 	uint64_t generation;
 };
 
+/* A public key, ready to check signatures of one algorithm. */
+struct verifier {
+	EVP_PKEY *key;
+	EVP_PKEY_CTX *ready; /* for signatures over a hash, which are all but EdDSA's */
+	uint8_t algorithm;
+};
+
 /* What makes checking tokens fast. None of it says that a token is good: only that this signature is this key's. */
 struct token_keys {
 	struct {
-		uint8_t *spki;
-		size_t len;
-		EVP_PKEY *key;
+		uint8_t print[HASH_LEN]; /* of the key */
+		struct verifier verifier; /* no key: free */
 	} entries[TOKEN_KEYS];
 	size_t next;
-	uint8_t (*seen)[TOKEN_PRINT]; /* TOKEN_SEEN of them, from the first token on */
+	uint8_t (*seen)[HASH_LEN]; /* TOKEN_SEEN of them, from the first token on */
 };
 
 /* What a token is asked about. */
@@ -358,7 +372,7 @@ struct token_question {
 	struct store *store; /* between store__begin and store__end */
 	struct token_keys *keys;
 	const char *audience; /* of this gateway, or NULL */
-	const uint8_t *thumbprint; /* of the certificate that the client has shown, or NULL */
+	const uint8_t *thumbprint; /* SHA-256 of the certificate that the client has shown, or NULL */
 	bool proves; /* the client is about to prove that it has the key of cnf.jwk */
 	int64_t now;
 };

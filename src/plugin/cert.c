@@ -54,6 +54,17 @@ static bool seconds(const ASN1_TIME *time, int64_t *out)
 }
 
 
+bool cert__thumbprint(const X509 *x509, uint8_t out[HASH_LEN])
+{
+	uint8_t *der = NULL;
+	const int len = i2d_X509(x509, &der);
+	const bool good = len > 0 && hash__sha256(&(struct slice){der, (size_t)len}, 1, out);
+
+	OPENSSL_free(der);
+	return good;
+}
+
+
 bool cert__read(const X509 *x509, struct certificate *out)
 {
 	const ASN1_INTEGER *serial = X509_get0_serialNumber(x509);

@@ -310,7 +310,7 @@ static enum reason by_token(struct plugin *plugin, const struct guest *guest, co
 		.now = guest->now,
 	};
 	const char *name = claimed(guest);
-	uint8_t thumbprint[EVP_MAX_MD_SIZE];
+	uint8_t thumbprint[HASH_LEN];
 	struct device_record record;
 	struct token *token;
 	enum reason reason;
@@ -332,7 +332,7 @@ static enum reason by_token(struct plugin *plugin, const struct guest *guest, co
 	}
 	token = token__read(text, len, &reason);
 	if(token && guest->x509){
-		if(X509_digest(guest->x509, EVP_sha256(), thumbprint, NULL) != 1){
+		if(!cert__thumbprint(guest->x509, thumbprint)){
 			reason = REASON_INTERNAL;
 		}
 		question.thumbprint = thumbprint;
@@ -1201,6 +1201,7 @@ EXPORT int mosquitto_plugin_cleanup(void *userdata, struct mosquitto_opt *option
 	}
 	sessions__free(&plugin->sessions);
 	token__forget_keys(&plugin->keys);
+	hash__forget();
 	store__close(&plugin->store);
 	OPENSSL_cleanse(&plugin->throttle, sizeof(plugin->throttle));
 	OPENSSL_cleanse(plugin->secret, sizeof(plugin->secret));

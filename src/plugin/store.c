@@ -337,11 +337,11 @@ enum reason store__serial(struct store *store, const uint8_t *serial, size_t len
 enum reason store__issuer(struct store *store, const char *iss, size_t len, uint8_t key[STORE_ISSUER_KEY],
 		struct issuer_record *out)
 {
-	uint8_t digest[EVP_MAX_MD_SIZE];
+	uint8_t digest[HASH_LEN];
 	struct slice bytes;
 	enum reason reason;
 
-	if(EVP_Digest(iss, len, digest, NULL, EVP_sha256(), NULL) != 1){
+	if(!hash__sha256(&(struct slice){(const uint8_t *)iss, len}, 1, digest)){
 		return REASON_INTERNAL;
 	}
 	memcpy(key, digest, STORE_ISSUER_KEY);
@@ -359,11 +359,11 @@ enum reason store__issuer(struct store *store, const char *iss, size_t len, uint
 enum reason store__key(struct store *store, const uint8_t issuer[STORE_ISSUER_KEY], const char *kid, size_t len,
 		struct key_record *out)
 {
-	uint8_t digest[EVP_MAX_MD_SIZE], key[2 * STORE_ISSUER_KEY];
+	uint8_t digest[HASH_LEN], key[2 * STORE_ISSUER_KEY];
 	struct slice bytes;
 	enum reason reason;
 
-	if(EVP_Digest(kid, len, digest, NULL, EVP_sha256(), NULL) != 1){
+	if(!hash__sha256(&(struct slice){(const uint8_t *)kid, len}, 1, digest)){
 		return REASON_INTERNAL;
 	}
 	memcpy(key, issuer, STORE_ISSUER_KEY);
@@ -381,11 +381,9 @@ enum reason store__key(struct store *store, const uint8_t issuer[STORE_ISSUER_KE
 
 enum reason store__token(struct store *store, const char *iss, const char *jti, const char *id, int64_t issued)
 {
-	uint8_t digest[EVP_MAX_MD_SIZE];
-	EVP_MD_CTX *context;
-	struct slice bytes;
+	uint8_t digest[HASH_LEN];
+	struct slice names[2], bytes;
 	int64_t until;
-	bool made;
 	int rc;
 
 	rc = find(store, store->cutoffs, id, strlen(id), &bytes);
@@ -402,12 +400,9 @@ enum reason store__token(struct store *store, const char *iss, const char *jti, 
 	if(jti == NULL){
 		return REASON_NONE;
 	}
-	context = EVP_MD_CTX_new();
-	made = context && EVP_DigestInit_ex(context, EVP_sha256(), NULL) == 1
-			&& EVP_DigestUpdate(context, iss, strlen(iss) + 1) == 1 /* with its NUL */
-			&& EVP_DigestUpdate(context, jti, strlen(jti)) == 1 && EVP_DigestFinal_ex(context, digest, NULL) == 1;
-	EVP_MD_CTX_free(context);
-	if(!made){
+	names[0] = (struct slice){(const uint8_t *)iss, strlen(iss) + 1}; /* with its NUL */
+	names[1] = (struct slice){(const uint8_t *)jti, strlen(jti)};
+	if(!hash__sha256(names, 2, digest)){
 		return REASON_INTERNAL;
 	}
 	/* Listed at all is revoked, whatever the record says. */

@@ -40,7 +40,7 @@ bool throttle__init(struct throttle *throttle, uint32_t limit)
  * when it cannot be told. */
 static bool find_place(const struct throttle *throttle, const struct moment *from, const char *id, struct place *out)
 {
-	uint8_t in[sizeof(throttle->key) + 1 + sizeof(from->address) + BEDNET_ID_MAX + 2] = {0}, digest[EVP_MAX_MD_SIZE];
+	uint8_t in[sizeof(throttle->key) + 1 + sizeof(from->address) + BEDNET_ID_MAX + 2] = {0}, digest[HASH_LEN];
 	size_t len = sizeof(throttle->key);
 
 	memcpy(in, throttle->key, len);
@@ -56,7 +56,7 @@ static bool find_place(const struct throttle *throttle, const struct moment *fro
 		memcpy(in + len, id, id_len);
 		len += id_len;
 	}
-	if(EVP_Digest(in, len, digest, NULL, EVP_sha256(), NULL) != 1){
+	if(!hash__sha256(&(struct slice){in, len}, 1, digest)){
 		return false;
 	}
 	memcpy(&out->tag, digest, sizeof(out->tag));

@@ -16,7 +16,6 @@
 #include <jansson.h>
 
 #include <openssl/crypto.h>
-#include <openssl/ecdsa.h>
 #include <openssl/rsa.h>
 
 #define DEPTH_MAX 8 /* of objects and arrays in one another */
@@ -44,6 +43,16 @@ struct times {
 
 bool token__decode(const char *text, size_t len, uint8_t *out, size_t *out_len)
 {
+	/* What a character stands for, and one more: 0 is none. */
+	static const uint8_t values[256] = {
+		['A'] = 1, ['B'] = 2, ['C'] = 3, ['D'] = 4, ['E'] = 5, ['F'] = 6, ['G'] = 7, ['H'] = 8, ['I'] = 9, ['J'] = 10,
+		['K'] = 11, ['L'] = 12, ['M'] = 13, ['N'] = 14, ['O'] = 15, ['P'] = 16, ['Q'] = 17, ['R'] = 18, ['S'] = 19,
+		['T'] = 20, ['U'] = 21, ['V'] = 22, ['W'] = 23, ['X'] = 24, ['Y'] = 25, ['Z'] = 26, ['a'] = 27, ['b'] = 28,
+		['c'] = 29, ['d'] = 30, ['e'] = 31, ['f'] = 32, ['g'] = 33, ['h'] = 34, ['i'] = 35, ['j'] = 36, ['k'] = 37,
+		['l'] = 38, ['m'] = 39, ['n'] = 40, ['o'] = 41, ['p'] = 42, ['q'] = 43, ['r'] = 44, ['s'] = 45, ['t'] = 46,
+		['u'] = 47, ['v'] = 48, ['w'] = 49, ['x'] = 50, ['y'] = 51, ['z'] = 52, ['0'] = 53, ['1'] = 54, ['2'] = 55,
+		['3'] = 56, ['4'] = 57, ['5'] = 58, ['6'] = 59, ['7'] = 60, ['8'] = 61, ['9'] = 62, ['-'] = 63, ['_'] = 64,
+	};
 	uint32_t bits = 0;
 	size_t i, written = 0;
 
@@ -51,21 +60,12 @@ bool token__decode(const char *text, size_t len, uint8_t *out, size_t *out_len)
 		return false;
 	}
 	for(i = 0; i < len; i++){
-		const char c = text[i];
-		uint32_t value;
+		const uint8_t value = values[(uint8_t)text[i]];
 
-		if(c >= 'A' && c <= 'Z'){
-			value = (uint32_t)(c - 'A');
-		}else if(c >= 'a' && c <= 'z'){
-			value = (uint32_t)(c - 'a') + 26;
-		}else if(c >= '0' && c <= '9'){
-			value = (uint32_t)(c - '0') + 52;
-		}else if(c == '-' || c == '_'){
-			value = c == '-' ? 62 : 63;
-		}else{
+		if(value == 0){
 			return false;
 		}
-		bits = bits << 6 | value;
+		bits = bits << 6 | (value - 1u);
 		if(i % 4 != 0){
 			out[written++] = (uint8_t)(bits >> (6 - 2 * (i % 4)));
 		}
@@ -435,7 +435,7 @@ static enum reason check_binding(struct token *token, json_t *claims, const stru
 {
 	json_t *cnf = json_object_get(claims, "cnf"), *jwk = json_object_get(cnf, "jwk");
 	const bool by_certificate = json_object_get(cnf, "x5t#S256") != NULL;
-	uint8_t thumbprint[TOKEN_THUMBPRINT];
+	uint8_t thumbprint[HASH_LEN];
 
 	if(cnf == NULL){
 		return question->proves ? REASON_TOKEN_BINDING : REASON_NONE;
@@ -645,35 +645,64 @@ static bool key_fits(EVP_PKEY *key, uint8_t algorithm)
 }
 
 
-/* Taking a key apart costs as much as a signature, so a few are kept: by what the store says, not by what tokens do. The
- * key stays the cache's. */
-static EVP_PKEY *find_key(struct token_keys *keys, struct slice spki)
+static void forget_verifier(struct verifier *verifier)
 {
-	const uint8_t *at = spki.at;
-	EVP_PKEY *key;
-	uint8_t *copy;
+	EVP_PKEY_CTX_free(verifier->ready);
+	EVP_PKEY_free(verifier->key);
+	memset(verifier, 0, sizeof(*verifier));
+}
+
+
+/* Takes the key, which may be NULL. False when it is none of this algorithm, or there is no memory. */
+static bool make_verifier(EVP_PKEY *key, uint8_t algorithm, struct verifier *out)
+{
+	*out = (struct verifier){key, NULL, algorithm};
+	if(key && key_fits(key, algorithm)){
+		if(algorithm == ALGORITHM_EDDSA){
+			return true;
+		}
+		out->ready = EVP_PKEY_CTX_new(key, NULL);
+		if(out->ready && EVP_PKEY_verify_init(out->ready) == 1
+				&& EVP_PKEY_CTX_set_signature_md(out->ready, EVP_sha256()) == 1
+				&& (algorithm == ALGORITHM_ES256 || EVP_PKEY_CTX_set_rsa_padding(out->ready, algorithm == ALGORITHM_PS256
+						? RSA_PKCS1_PSS_PADDING : RSA_PKCS1_PADDING) == 1)
+				&& (algorithm != ALGORITHM_PS256
+						|| EVP_PKEY_CTX_set_rsa_pss_saltlen(out->ready, RSA_PSS_SALTLEN_DIGEST) == 1)){
+			return true;
+		}
+	}
+	forget_verifier(out);
+	return false;
+}
+
+
+/* Taking a key apart costs as much as a signature, so a few are kept: by what the store says, not by what tokens do. What is
+ * returned stays the cache's; NULL when the store's key is none. */
+static struct verifier *find_verifier(struct token_keys *keys, const struct key_record *key, const uint8_t print[HASH_LEN])
+{
+	const uint8_t *at = key->spki.at;
+	struct verifier made;
 	size_t i;
 
 	for(i = 0; i < TOKEN_KEYS; i++){
-		if(keys->entries[i].key && keys->entries[i].len == spki.len
-				&& memcmp(keys->entries[i].spki, spki.at, spki.len) == 0){
-			return keys->entries[i].key;
+		if(keys->entries[i].verifier.key && keys->entries[i].verifier.algorithm == key->algorithm
+				&& memcmp(keys->entries[i].print, print, HASH_LEN) == 0){
+			return &keys->entries[i].verifier;
 		}
 	}
-	key = d2i_PUBKEY(NULL, &at, (long)spki.len);
-	copy = key && at == spki.at + spki.len ? malloc(spki.len) : NULL;
-	if(copy == NULL){
-		EVP_PKEY_free(key);
+	if(!make_verifier(d2i_PUBKEY(NULL, &at, (long)key->spki.len), key->algorithm, &made)){
+		return NULL;
+	}
+	if(at != key->spki.at + key->spki.len){
+		forget_verifier(&made);
 		return NULL;
 	}
 	i = keys->next;
 	keys->next = (i + 1) % TOKEN_KEYS;
-	free(keys->entries[i].spki);
-	EVP_PKEY_free(keys->entries[i].key);
-	keys->entries[i].spki = memcpy(copy, spki.at, spki.len);
-	keys->entries[i].len = spki.len;
-	keys->entries[i].key = key;
-	return key;
+	forget_verifier(&keys->entries[i].verifier);
+	memcpy(keys->entries[i].print, print, HASH_LEN);
+	keys->entries[i].verifier = made;
+	return &keys->entries[i].verifier;
 }
 
 
@@ -682,97 +711,74 @@ void token__forget_keys(struct token_keys *keys)
 	size_t i;
 
 	for(i = 0; i < TOKEN_KEYS; i++){
-		free(keys->entries[i].spki);
-		EVP_PKEY_free(keys->entries[i].key);
+		forget_verifier(&keys->entries[i].verifier);
 	}
 	free(keys->seen);
 	memset(keys, 0, sizeof(*keys));
 }
 
 
-/* RFC 7518, 3.4: r and s, 32 bytes each; OpenSSL takes them in DER. */
-static unsigned char *to_der(struct slice signature, size_t *len)
+/* An INTEGER of DER (X.690, 8.3): not negative, and in as few bytes as can be. */
+static uint8_t *put_integer(const uint8_t half[ES256_HALF], uint8_t *out)
 {
-	ECDSA_SIG *both = NULL;
-	BIGNUM *r = NULL, *s = NULL;
-	unsigned char *der = NULL;
-	int size = -1;
+	size_t len = ES256_HALF;
 
-	if(signature.len != 2 * ES256_HALF){
-		return NULL;
+	while(len > 1 && *half == 0){
+		half++;
+		len--;
 	}
-	both = ECDSA_SIG_new();
-	r = BN_bin2bn(signature.at, ES256_HALF, NULL);
-	s = BN_bin2bn(signature.at + ES256_HALF, ES256_HALF, NULL);
-	if(both && r && s && ECDSA_SIG_set0(both, r, s) == 1){
-		r = s = NULL;
-		size = i2d_ECDSA_SIG(both, &der);
+	*out++ = V_ASN1_INTEGER;
+	*out++ = (uint8_t)(len + (*half >> 7));
+	if(*half >> 7){
+		*out++ = 0;
 	}
-	BN_free(r);
-	BN_free(s);
-	ECDSA_SIG_free(both);
-	if(size <= 0){
-		OPENSSL_free(der);
-		return NULL;
-	}
-	*len = (size_t)size;
-	return der;
+	memcpy(out, half, len);
+	return out + len;
 }
 
 
-static bool signature_ok(EVP_PKEY *key, uint8_t algorithm, struct slice text, struct slice signature)
+/* `text` is what was signed, `digest` its SHA-256. */
+static bool signature_ok(const struct verifier *verifier, struct slice text, const uint8_t digest[HASH_LEN],
+		struct slice signature)
 {
+	uint8_t der[2 + 2 * (3 + ES256_HALF)], *end;
 	EVP_MD_CTX *context;
-	EVP_PKEY_CTX *padding = NULL;
-	unsigned char *der = NULL;
 	bool good;
 
-	if(!key_fits(key, algorithm)){
-		return false;
+	if(verifier->algorithm == ALGORITHM_EDDSA){
+		context = EVP_MD_CTX_new();
+		good = context && EVP_DigestVerifyInit(context, NULL, NULL, NULL, verifier->key) == 1
+				&& EVP_DigestVerify(context, signature.at, signature.len, text.at, text.len) == 1;
+		EVP_MD_CTX_free(context);
+		return good;
 	}
-	if(algorithm == ALGORITHM_ES256){
-		der = to_der(signature, &signature.len);
-		if(der == NULL){
+	if(verifier->algorithm == ALGORITHM_ES256){
+		/* r and s (RFC 7518, 3.4); OpenSSL takes them in DER (RFC 3279, 2.2.3). */
+		if(signature.len != 2 * ES256_HALF){
 			return false;
 		}
-		signature.at = der;
+		end = put_integer(signature.at + ES256_HALF, put_integer(signature.at, der + 2));
+		der[0] = V_ASN1_SEQUENCE | V_ASN1_CONSTRUCTED;
+		der[1] = (uint8_t)(end - der - 2);
+		signature = (struct slice){der, (size_t)(end - der)};
 	}
-	context = EVP_MD_CTX_new();
-	good = context && EVP_DigestVerifyInit(context, &padding, algorithm == ALGORITHM_EDDSA ? NULL : EVP_sha256(), NULL, key)
-			== 1;
-	if(good && algorithm == ALGORITHM_PS256){
-		good = EVP_PKEY_CTX_set_rsa_padding(padding, RSA_PKCS1_PSS_PADDING) > 0
-				&& EVP_PKEY_CTX_set_rsa_pss_saltlen(padding, RSA_PSS_SALTLEN_DIGEST) > 0;
-	}
-	good = good && EVP_DigestVerify(context, signature.at, signature.len, text.at, text.len) == 1;
-	EVP_MD_CTX_free(context);
-	OPENSSL_free(der);
-	return good;
+	return EVP_PKEY_verify(verifier->ready, signature.at, signature.len, digest, HASH_LEN) == 1;
 }
 
 
 bool token__proven(EVP_PKEY *key, const uint8_t nonces[2 * TOKEN_NONCE], struct slice signature)
 {
-	const uint8_t algorithm = EVP_PKEY_is_a(key, "ED25519") ? ALGORITHM_EDDSA : ALGORITHM_ES256;
-
-	return signature_ok(key, algorithm, (struct slice){nonces, 2 * TOKEN_NONCE}, signature);
-}
-
-
-/* Of every byte of the token, and of the key: what was found right once is right again. */
-static bool print_of(const struct token *token, struct slice spki, uint8_t out[TOKEN_PRINT])
-{
-	EVP_MD_CTX *context = EVP_MD_CTX_new();
+	const struct slice text = {nonces, 2 * TOKEN_NONCE};
+	struct verifier verifier;
+	uint8_t digest[HASH_LEN];
 	bool good;
 
-	/* The key is DER, which says its own length; and a token has no third dot. */
-	good = context && EVP_DigestInit_ex(context, EVP_sha256(), NULL) == 1
-			&& EVP_DigestUpdate(context, spki.at, spki.len) == 1
-			&& EVP_DigestUpdate(context, token->signed_part.at, token->signed_part.len) == 1
-			&& EVP_DigestUpdate(context, ".", 1) == 1
-			&& EVP_DigestUpdate(context, token->signature.at, token->signature.len) == 1
-			&& EVP_DigestFinal_ex(context, out, NULL) == 1;
-	EVP_MD_CTX_free(context);
+	EVP_PKEY_up_ref(key);
+	if(!make_verifier(key, EVP_PKEY_is_a(key, "ED25519") ? ALGORITHM_EDDSA : ALGORITHM_ES256, &verifier)){
+		return false;
+	}
+	good = hash__sha256(&text, 1, digest) && signature_ok(&verifier, text, digest, signature);
+	forget_verifier(&verifier);
 	return good;
 }
 
@@ -781,10 +787,14 @@ static bool print_of(const struct token *token, struct slice spki, uint8_t out[T
  * and after an outage all of them do at once: then this costs a hash instead of a signature. */
 static enum reason check_signature(const struct token *token, const struct key_record *key, struct token_keys *keys)
 {
-	uint8_t print[TOKEN_PRINT], (*seen)[TOKEN_PRINT] = NULL;
-	EVP_PKEY *parsed;
+	uint8_t digest[HASH_LEN], print[HASH_LEN], (*seen)[HASH_LEN] = NULL;
+	/* Of every byte of the token, and of the key and its algorithm: what was found right once is right again. */
+	const struct slice parts[] = {
+		{token->key_print, HASH_LEN}, {&key->algorithm, 1}, {digest, HASH_LEN}, token->signature,
+	};
+	struct verifier *verifier;
 
-	if(!print_of(token, key->spki, print)){
+	if(!hash__sha256(&token->signed_part, 1, digest) || !hash__sha256(parts, sizeof(parts) / sizeof(parts[0]), print)){
 		return REASON_INTERNAL;
 	}
 	if(keys->seen == NULL){
@@ -796,11 +806,11 @@ static enum reason check_signature(const struct token *token, const struct key_r
 			return REASON_NONE;
 		}
 	}
-	parsed = find_key(keys, key->spki);
-	if(parsed == NULL){
+	verifier = find_verifier(keys, key, token->key_print);
+	if(verifier == NULL){
 		return REASON_STORE;
 	}
-	if(!signature_ok(parsed, key->algorithm, token->signed_part, token->signature)){
+	if(!signature_ok(verifier, token->signed_part, digest, token->signature)){
 		return REASON_TOKEN_SIGNATURE;
 	}
 	if(seen){
@@ -815,7 +825,7 @@ static enum reason check_signature(const struct token *token, const struct key_r
 static enum reason check_key(struct token *token, const struct header *header, const uint8_t issuer[STORE_ISSUER_KEY],
 		struct store *store, struct key_record *key)
 {
-	uint8_t digest[EVP_MAX_MD_SIZE];
+	uint8_t digest[HASH_LEN];
 	enum reason reason = store__key(store, issuer, header->kid, strlen(header->kid), key);
 
 	if(reason != REASON_NONE){
@@ -824,7 +834,7 @@ static enum reason check_key(struct token *token, const struct header *header, c
 	if(key->algorithm != header->algorithm){
 		return REASON_TOKEN_ALGORITHM;
 	}
-	if(EVP_Digest(key->spki.at, key->spki.len, digest, NULL, EVP_sha256(), NULL) != 1){
+	if(!hash__sha256(&key->spki, 1, digest)){
 		return REASON_INTERNAL;
 	}
 	if(token->verified && memcmp(token->key_print, digest, sizeof(token->key_print)) != 0){

@@ -29,7 +29,7 @@ static void add(MDB_txn *txn, const char *database, const char *const *names, co
 #define TEXT(BYTES) BYTES, sizeof(BYTES) - 1
 
 
-static void make_store(struct store *store, uint8_t print[8])
+static void make_store(struct store *store, uint8_t print[HASH_LEN])
 {
 	static const char aif[] = "\1\1\17\0\36\0\0\0\0\16\0\0" "\1\0a" "\1\1\0m" "\2\6at+jwt\0" "\3sub\0\0\0";
 	static const char roles[] = "\1\12\17\0\36\0\0\0\0\16\0\0" "\1\0b" "\1\1\0m" "\1\6at+jwt" "\3sub\2x-\3a.r"
@@ -74,7 +74,7 @@ static void make_store(struct store *store, uint8_t print[8])
 	(void)unlink(path);
 	(void)rmdir(folder);
 	MUST(EVP_Digest(spki, sizeof(spki) - 1, digest, NULL, EVP_sha256(), NULL) == 1);
-	memcpy(print, digest, 8);
+	memcpy(print, digest, HASH_LEN);
 }
 
 
@@ -104,7 +104,7 @@ static void ask(struct token *token, const struct token_question *question)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static struct store store;
-	static uint8_t print[8];
+	static uint8_t print[HASH_LEN];
 	struct token_keys keys = {0};
 	struct token_question question = {.store = &store, .keys = &keys, .audience = "own", .now = NOW};
 	const uint8_t *end = size ? memchr(data, '\n', size) : NULL;

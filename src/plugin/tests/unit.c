@@ -1240,7 +1240,7 @@ static void test_tokens(void)
 	/* More keys than are kept ready do no harm. */
 	for(i = 0; i < 2 * TOKEN_KEYS; i++){
 		CHECK(reason_of(&store, &cache, a_token("tok-1", TOKEN_TIME + 9, SCOPE)) == REASON_NONE);
-		cache.entries[i % TOKEN_KEYS].len = 0;
+		cache.entries[i % TOKEN_KEYS].print[0] ^= 1;
 	}
 	token__forget_keys(&cache);
 	store__close(&store);
@@ -1355,7 +1355,41 @@ static void test_roles_in_one_text(void)
 
 static bool is_seen(const struct token_keys *cache)
 {
-	return cache->entries[0].key == NULL; /* no key was needed to check it */
+	return cache->entries[0].verifier.key == NULL; /* no key was needed to check it */
+}
+
+
+/* Numbers of a signature are written in as few bytes as can be: each length that comes up is taken, and no other number. */
+static void test_signatures_of_all_lengths(void)
+{
+	uint8_t nonces[2 * TOKEN_NONCE] = {0}, signature[512], other[64];
+	size_t first[2] = {0}; /* of r and s: how often there was a 0 in front, and a bit that would be a sign */
+	uint32_t i;
+	int half;
+
+	for(i = 0; i < 1500; i++){
+		memcpy(nonces, &i, sizeof(i));
+		CHECK(sign(keys[KEY_EC], nonces, sizeof(nonces), signature) == 64);
+		CHECK(token__proven(keys[KEY_EC], nonces, (struct slice){signature, 64}));
+		for(half = 0; half < 64; half += 32){
+			first[0] += signature[half] == 0;
+			first[1] += signature[half] >> 7;
+			if(i == 0 || signature[half] == 0){
+				memcpy(other, signature, 64);
+				memset(other + half, 0, 32); /* no number at all: 0 is no r and no s */
+				CHECK(!token__proven(keys[KEY_EC], nonces, (struct slice){other, 64}));
+				memset(other + half, 0xFF, 32); /* above the order */
+				CHECK(!token__proven(keys[KEY_EC], nonces, (struct slice){other, 64}));
+				memcpy(other, signature, 64);
+				other[half + 31] ^= 1;
+				CHECK(!token__proven(keys[KEY_EC], nonces, (struct slice){other, 64}));
+			}
+		}
+	}
+	CHECK(first[0] > 0 && first[1] > 0);
+	CHECK(!token__proven(keys[KEY_EC], nonces, (struct slice){signature, 63}));
+	CHECK(!token__proven(keys[KEY_EC], nonces, (struct slice){signature, 0}));
+	CHECK(!token__proven(keys[KEY_RSA], nonces, (struct slice){signature, 64}));
 }
 
 
@@ -1365,7 +1399,7 @@ static void test_signatures_that_were_seen(void)
 	struct writer writer = write_store();
 	struct store store;
 	struct token_keys cache = {0};
-	uint8_t (*seen)[TOKEN_PRINT];
+	uint8_t (*seen)[HASH_LEN];
 	struct bytes key, name = {.len = 0};
 	char text[512], good[4096], other[4096], *dot;
 	EVP_PKEY *another;
@@ -1846,6 +1880,7 @@ int main(void)
 	test_tokens();
 	test_dotted_paths();
 	test_roles_in_one_text();
+	test_signatures_of_all_lengths();
 	test_signatures_that_were_seen();
 	test_messages_of_enhanced_authentication();
 	test_challenges();
@@ -1853,6 +1888,7 @@ int main(void)
 	test_every_allocation_may_fail();
 	test_stores_that_are_none();
 	free_keys();
+	hash__forget();
 	puts("All unit tests passed.");
 	return 0;
 }
