@@ -64,6 +64,8 @@ MOST_BYTES = 65_536
 RENEW_AT = 0.5
 #: How long to wait after a renewal that failed, in seconds: at first, and at most.
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 2.0, 60.0
+#: The longest that a service is believed when it says how long to wait, in seconds.
+MOST_WAIT_SECONDS = 3600.0
 #: How much of its life a token must have left, in seconds, so that connecting with it is worth the while.
 LEAST_SECONDS = 5.0
 HTTP_OK, HTTP_SERVER_ERROR, HTTP_TOO_MANY = 200, 500, 429
@@ -80,13 +82,16 @@ class TokenError(OSError):
         something of the device's own cannot be read.
     :ivar again: whether it may be different in a while.
     :ivar cure: what to do, where there is more to say than `again`; the message ends with it.
+    :ivar wait: for how many seconds the service does not want to be asked again (RFC 9110, 10.2.3); 0 where it does not
+        say.
     """
 
-    def __init__(self, error: str, message: str, *, again: bool, cure: str = "") -> None:
+    def __init__(self, error: str, message: str, *, again: bool, cure: str = "", wait: float = 0.0) -> None:
         super().__init__(f"{message}. Cure: {cure}" if cure else message)
         self.error = error
         self.again = again
         self.cure = cure
+        self.wait = wait
 
 
 @contextmanager
@@ -254,7 +259,7 @@ class TokenSource:
         else:
             form["client_id"] = self.device
         try:
-            status, body = self._post(urlencode(form), headers)
+            status, wait, body = self._post(urlencode(form), headers)
         except TokenError:
             raise
         except (OSError, http.client.HTTPException) as exc:
@@ -267,11 +272,13 @@ class TokenSource:
             error, words = str(answer["error"]), str(answer.get("error_description", ""))
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
             message = f"{self.issuer} answers with the status {status}, and with nothing of OAuth"
-            raise TokenError("unreachable", message, again=status >= HTTP_SERVER_ERROR) from exc
+            raise TokenError("unreachable", message, again=status >= HTTP_SERVER_ERROR, wait=_seconds(wait)) from exc
         again = status >= HTTP_SERVER_ERROR or status == HTTP_TOO_MANY
-        raise TokenError(error, f"{self.issuer}: {error}" + (f": {words}" if words else ""), again=again)
+        message = f"{self.issuer}: {error}" + (f": {words}" if words else "")
+        raise TokenError(error, message, again=again, wait=_seconds(wait) if again else 0.0)
 
-    def _post(self, form: str, headers: dict[str, str]) -> tuple[int, bytes]:
+    def _post(self, form: str, headers: dict[str, str]) -> tuple[int, str, bytes]:
+        """Ask. :returns: the status, what Retry-After says, and the body."""
         parts, context = urlsplit(self.issuer), self.context()
         connection = http.client.HTTPSConnection(str(parts.hostname), parts.port or 443, timeout=TIMEOUT_SECONDS)
         try:
@@ -280,7 +287,7 @@ class TokenSource:
             connection.sock = context.wrap_socket(plain, server_hostname=connection.host)
             connection.request("POST", "/token", form, headers)
             answer = connection.getresponse()
-            return answer.status, answer.read(MOST_BYTES)
+            return answer.status, answer.getheader("Retry-After", ""), answer.read(MOST_BYTES)
         finally:
             connection.close()
 
@@ -542,6 +549,8 @@ class TokenClient(_Reauthentication):
         self._timer: threading.Timer | None = None
         self._left = False
         self._pause = 0.0
+        self._wait: TokenError | None = None
+        self._wait_until = 0.0
         self._guard = threading.RLock()
         # Files that are missing are told of here, and not in paho's thread.
         source.context()
@@ -562,7 +571,7 @@ class TokenClient(_Reauthentication):
                 or token.left(time.monotonic()) < LEAST_SECONDS
                 or token.credential != self.source.credential()
             ):
-                token = self._token = self.source.get()
+                token = self._token = self._get()
             self._begun = token
             shown = (ace if self.proves else oauthbearer)(token.text, PacketTypes.CONNECT)
         for name in shown.names:
@@ -570,6 +579,22 @@ class TokenClient(_Reauthentication):
             if not attribute.startswith("Authentication") and hasattr(self._more, attribute):
                 setattr(shown, attribute, getattr(self._more, attribute))
         return shown
+
+    def _get(self) -> Token:
+        """Get a token to connect with; paho may connect sooner than the service wants to be asked again."""
+        left = self._wait_until - time.monotonic()
+        if self._wait is not None and left > 0:
+            raise TokenError(self._wait.error, f"{self._wait}, {left:.0f} s to wait", again=True, wait=left)
+        self._wait = None
+        try:
+            return self.source.get()
+        except TokenError as exc:
+            self._heed(exc)
+            raise
+
+    def _heed(self, error: TokenError) -> None:
+        if error.wait > 0:
+            self._wait, self._wait_until = error, time.monotonic() + error.wait
 
     def reconnect(self) -> MQTTErrorCode:
         """Connect again, as paho does by itself, with a token that is good.
@@ -681,7 +706,8 @@ class TokenClient(_Reauthentication):
         with self._guard:
             # Until one is accepted, whoever refuses: each try may take a new token, of which a device has so many.
             self._pause = min(max(RETRY_SECONDS, self._pause * 2), LONGEST_RETRY_SECONDS)
-            self._renew_in(self._pause)
+            self._heed(error)
+            self._renew_in(max(self._pause, error.wait))
         self._tell(error)
 
     def _tell(self, what: float | TokenError) -> None:
@@ -708,6 +734,11 @@ class TokenClient(_Reauthentication):
         except Exception as exc:
             # Whatever it is, the next renewal must come.
             self._failed(_told(exc))
+
+
+def _seconds(text: str) -> float:
+    """Return how long Retry-After says to wait; 0 for a date, which a device without a clock could not tell."""
+    return min(float(text), MOST_WAIT_SECONDS) if text.isascii() and text.isdecimal() else 0.0
 
 
 def _told(exc: Exception) -> TokenError:

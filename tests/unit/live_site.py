@@ -109,6 +109,8 @@ class Service(_Server):
 
     :ivar seconds: how long its tokens are good.
     :ivar failing: how many of the next requests are answered with `failure`: a status, and an error of OAuth.
+    :ivar wait: what Retry-After says there, in seconds; None where nothing is said.
+    :ivar asked: how many requests there were.
     :ivar given: the certificates that tokens were given to, one for each.
     """
 
@@ -117,6 +119,8 @@ class Service(_Server):
         self.authority = authority
         self.seconds, self.failing = seconds, 0
         self.failure = 503, "temporarily_unavailable"
+        self.wait: int | None = None
+        self.asked = 0
         self.given: list[str] = []
 
     @property
@@ -137,6 +141,7 @@ class Service(_Server):
         return folder
 
     def answer(self, shown: str) -> tuple[int, dict[str, Any]]:
+        self.asked += 1
         if self.failing > 0:
             self.failing -= 1
             status, error = self.failure
@@ -159,6 +164,8 @@ class Service(_Server):
                 data = json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
+                if "error" in body and service.wait is not None:
+                    self.send_header("Retry-After", str(service.wait))
                 self.end_headers()
                 self.wfile.write(data)
 

@@ -43,15 +43,15 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, object], list[tuple[str, dict[str, str]]]]:
+def service(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, dict[str, str]]]]:
     """Answers with what a test says; returns the forms and headers that were sent."""
 
-    def answer(status: int, body: object) -> list[tuple[str, dict[str, str]]]:
+    def answer(status: int, body: object, retry_after: str = "") -> list[tuple[str, dict[str, str]]]:
         sent: list[tuple[str, dict[str, str]]] = []
 
-        def post(_self: TokenSource, form: str, headers: dict[str, str]) -> tuple[int, bytes]:
+        def post(_self: TokenSource, form: str, headers: dict[str, str]) -> tuple[int, str, bytes]:
             sent.append((form, headers))
-            return status, body if isinstance(body, bytes) else json.dumps(body).encode()
+            return status, retry_after, body if isinstance(body, bytes) else json.dumps(body).encode()
 
         monkeypatch.setattr(TokenSource, "_post", post)
         return sent
@@ -115,8 +115,34 @@ def test_an_error_says_whether_to_ask_again(
     service(status, body)
     with pytest.raises(TokenError) as caught:
         TokenSource.of_bundle(bundles / "tls_client_auth").get()
-    assert (caught.value.error, caught.value.again) == (error, again)
+    assert (caught.value.error, caught.value.again, caught.value.wait) == (error, again, 0.0)
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "wait"),
+    [
+        (503, "5", 5.0),
+        (429, "120", 120.0),
+        (502, "7", 7.0),
+        # Nobody keeps a device off for longer than an hour.
+        (503, "99999999999", 3600.0),
+        (503, "-1", 0.0),
+        (503, "soon", 0.0),
+        (503, "\u0665", 0.0),
+        (503, "Fri, 31 Dec 1999 23:59:59 GMT", 0.0),
+        # What asking again does not cure, waiting does not either.
+        (401, "5", 0.0),
+    ],
+)
+def test_an_error_says_how_long_the_service_wants_to_be_left_alone(
+    bundles: Path, service: Any, status: int, retry_after: str, wait: float
+) -> None:
+    """RFC 9110, 10.2.3."""
+    service(status, b"<html>" if status == 502 else {"error": "temporarily_unavailable"}, retry_after)
+    with pytest.raises(TokenError) as caught:
+        TokenSource.of_bundle(bundles / "tls_client_auth").get()
+    assert caught.value.wait == wait
 
 
 @pytest.mark.parametrize(

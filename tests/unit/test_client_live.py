@@ -419,6 +419,42 @@ def test_waits_between_renewals_that_fail_grow_and_have_a_bound(
     assert timers[-1][0] == 2.0
 
 
+def test_a_service_that_wants_to_be_left_alone_is(
+    device: Device, service: Service, broker: Broker, timers: list[tuple[float, Callable[[], None]]]
+) -> None:
+    """RFC 9110, 10.2.3."""
+    device.go(broker)
+    device.client._renew_in(0)
+    service.failing, service.wait = 2, 30
+    timers[-1][1]()
+    timers[-1][1]()
+    # What is doubled each time is less, and is still counted.
+    assert [seconds for seconds, _ in timers[-2:]] == [30.0, 30.0]
+    service.failing, service.wait = 4, 1
+    for _ in range(4):
+        timers[-1][1]()
+    assert [seconds for seconds, _ in timers[-4:]] == [8.0, 16.0, 32.0, 60.0]
+    timers[-1][1]()
+    device.until(lambda: device.told[-1] == 900.0, "a renewal")
+
+
+def test_a_connection_that_is_lost_does_not_ask_sooner_than_the_service_wants(
+    device: Device, service: Service, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """paho connects again after a second: with the token that it has, or else when the service may be asked."""
+    device.go(broker)
+    service.failing, service.wait = 1, 3
+    device.client._token = None
+    asked, begin = service.asked, time.monotonic()
+    broker.drop()
+    device.until(lambda: device.connected == 2, "a new connection")
+    assert time.monotonic() - begin >= 3.0
+    assert service.asked == asked + 2
+    told = [record.message for record in caplog.records if "no token to connect with" in record.message]
+    assert len(told) >= 2
+    assert "s to wait" in told[-1]
+
+
 def test_gateway_that_refuses_renewals_uses_up_no_tokens(
     device: Device, service: Service, broker: Broker, timers: list[tuple[float, Callable[[], None]]]
 ) -> None:
