@@ -441,7 +441,7 @@ def test_a_service_that_wants_to_be_left_alone_is(
 def test_a_connection_that_is_lost_does_not_ask_sooner_than_the_service_wants(
     device: Device, service: Service, broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """paho connects again after a second: with the token that it has, or else when the service may be asked."""
+    """Paho connects again after a second: with the token that it has, or else when the service may be asked."""
     device.go(broker)
     service.failing, service.wait = 1, 3
     device.client._token = None
