@@ -50,6 +50,8 @@ WITHOUT, WITH, AGAIN = "a certificate", "a certificate and a new token", "a cert
 #: The device that gets tokens and connects with them; as in :mod:`load.bench.measure`.
 DEVICE = device(30)
 TOKENS, HANDSHAKES, SIGNATURES = 40, 50, 500
+#: How often connections with a token and without are measured in a round.
+PAIRS = 4
 CLIENTS, LOADED_S = 4, 1.5
 _ROLE = Path(__file__).resolve().parents[2] / "roles/token_service"
 _REQUEST = "POST /token HTTP/1.1\r\nHost: tokens.bench:8443\r\nConnection: close\r\n"
@@ -390,7 +392,7 @@ def run(programs: Programs, rounds: int, scale: float) -> dict[str, object]:
             limit["handshake_wall_ms"].extend(handshake.walls_ms)
             limit["signature_ms"].append(signature_ms(SIGNATURES))
             count = max(10, int(HANDSHAKES * scale))
-            for _ in range(2):
+            for _ in range(PAIRS):
                 # In turn, so that one drifts with the others.
                 new = [fronts[OURS].token() for _ in range(count)]
                 for name in random.sample(list(connections), len(connections)):

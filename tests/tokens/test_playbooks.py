@@ -363,6 +363,26 @@ def test_a_gateway_that_is_away_when_a_token_is_revoked_is_named_and_learns_it_l
 
 
 @pytest.mark.full
+def test_where_nobody_can_be_told_of_a_revocation_all_are_named(lab: Lab, tokens: Tokens) -> None:
+    token = tokens.source("edge-2").get()
+    gateways = [lab.hosts[name] for name in ("gateway-1", "gateway-2")]
+    for gateway in gateways:
+        gateway.disconnect()
+    try:
+        result = lab.play("revoke_token.yml", "-e", "device=edge-2", check=False, env=QUICK)
+    finally:
+        for gateway in gateways:
+            gateway.connect()
+    assert result.rc != 0
+    said = (
+        "It is NOT yet refused by gateway-1, gateway-2: see above. The token service (gateway-1) has NOT been told: see "
+        "above. Nobody has done it. Run this again when they are back."
+    )
+    assert said in _said(result)
+    assert enter(tokens.listener("edge-2"), tokens.credentials("edge-2", token)).accepted
+
+
+@pytest.mark.full
 def test_a_token_service_that_is_down_leaves_no_token_good(lab: Lab, tokens: Tokens) -> None:
     """It is named; the gateways refuse what would be good at that moment."""
     token = tokens.source("edge-2").get()
