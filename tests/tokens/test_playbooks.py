@@ -375,8 +375,8 @@ def test_where_nobody_can_be_told_of_a_revocation_all_are_named(lab: Lab, tokens
             gateway.connect()
     assert result.rc != 0
     said = (
-        "It is NOT yet refused by gateway-1, gateway-2: see above. The token service (gateway-1) has NOT been told: see "
-        "above. Nobody has done it. Run this again when they are back."
+        "It is NOT yet refused by gateway-1, gateway-2: see above. The token service (gateway-1) has NOT been told: "
+        "see above. Nobody has done it. Run this again when they are back."
     )
     assert said in _said(result)
     assert enter(tokens.listener("edge-2"), tokens.credentials("edge-2", token)).accepted
