@@ -117,3 +117,59 @@ class Resumable:
             self._session = connection.session
             self.reused = bool(connection.session_reused)
         return connack[3]
+
+
+class InPieces:
+    """A TLS client that has its records in its hands, to send them as a slow network does. A context manager."""
+
+    def __init__(self, gateway: Gateway, certificate: str, key: str) -> None:
+        context = ssl.create_default_context(cafile=str(gateway.authority.folder / "ca.pem"))
+        context.load_cert_chain(certificate, key)
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._in, self._out, server_hostname="gateway-1.plant.example")
+        self._port = gateway.ports["mtls"]
+
+    def __enter__(self) -> InPieces:
+        self._raw = socket.create_connection(("127.0.0.1", self._port), DEADLINE)
+        self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while True:
+            try:
+                self._tls.do_handshake()
+                self.send(self._out.read())
+                return self
+            except ssl.SSLWantReadError:
+                self.send(self._out.read())
+                self._in.write(self._raw.recv(65536))
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._raw.close()
+
+    def record(self, data: bytes) -> bytes:
+        """Return the record, or records, that this becomes; it is not sent."""
+        self._tls.write(data)
+        return self._out.read()
+
+    def send(self, raw: bytes) -> None:
+        """Send bytes of a record."""
+        self._raw.sendall(raw)
+
+    def receive(self, size: int) -> bytes:
+        """Return so many bytes of what the other side says, or fewer when it ends the connection before."""
+        data = b""
+        while len(data) < size:
+            try:
+                more = self._tls.read(size - len(data))
+            except ssl.SSLWantReadError:
+                raw = self._raw.recv(65536)
+                if not raw:
+                    break
+                self._in.write(raw)
+                continue
+            except (ssl.SSLError, OSError):
+                break
+            if not more:
+                break
+            data += more
+        return data

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import json
 import socket
@@ -17,7 +18,7 @@ import pytest
 from bednet.probe import connect_packet, enter
 from tests.plugin.clock import Clock
 from tests.plugin.gateway import Gateway, broker_program, plugin_path
-from tests.plugin.mqtt import Resumable
+from tests.plugin.mqtt import InPieces, Resumable
 from tests.plugin.pki import now
 from tests.plugin.tokens import (
     AUDIENCE,
@@ -677,3 +678,35 @@ def test_a_password_that_is_no_token_is_a_password(site: TokenSite, start: Start
     gateway.audited(device="temp-1", reason="password")
     gateway.refused(shown("eyJ.three.dots.", "temp-1"), on="plain", client_id="temp-1")
     gateway.wait(lambda: gateway.count(device="temp-1", reason="password") == 2, "the second refusal")
+
+
+@pytest.mark.parametrize("algorithm", ["ES256", "EdDSA", "RS256", "PS256"])
+def test_a_refused_signature_ends_nobody_elses_connection(
+    site: TokenSite, start: Start, authority: Authority, algorithm: str
+) -> None:
+    """OpenSSL keeps one queue of errors for all; 2.0.11 takes what another left there for one of its connection.
+
+    So it is when a record comes in two pieces, and at any write that must wait.
+    """
+    site.issuers = [issuer := Issuer("https://one.example", algorithm)]
+    site.apply()
+    gateway = start(listeners=("mtls", "plain"), options=AT_ONCE)
+    files = authority.device("both-1").credentials
+    head, claims, signature = issuer.token("tok-1").split(".")
+    # As long as it should be, and no signature at all.
+    false = f"{head}.{claims}.{encode(bytes(len(base64.urlsafe_b64decode(signature + '=='))))}"
+    with (
+        InPieces(gateway, str(files.certificate), str(files.key)) as victim,
+        guest(gateway, issuer.token("tok-2"), "tok-2") as witness,
+    ):
+        victim.send(victim.record(connect_packet("both-1", version=4)))
+        assert victim.receive(4) == bytes([0x20, 2, 0, 0])
+        for _ in range(3):
+            gateway.refused(shown(false, "tok-1"), on="plain", client_id="tok-1")
+            ping = victim.record(b"\xc0\x00")
+            victim.send(ping[:10])
+            # The broker has one thread: it has read those before it answers this.
+            assert witness.publish("sensors/tok-2/t", b"x").granted
+            victim.send(ping[10:])
+            assert victim.receive(2) == b"\xd0\x00", "the connection ended: see the broker's log"
+    gateway.audited(action="connect", device="tok-1", reason="token-signature")

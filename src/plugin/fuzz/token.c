@@ -35,9 +35,13 @@ static void make_store(struct store *store, uint8_t print[HASH_LEN])
 	static const char roles[] = "\1\12\17\0\36\0\0\0\0\16\0\0" "\1\0b" "\1\1\0m" "\1\6at+jwt" "\3sub\2x-\3a.r"
 			"\2" "\1\0s\0\0\0\0\0\0\0\0\1\6k.io.v" "\1\0t\0\0\0\0\0\0\0\0\0";
 	static const char profile[] = "\1\0\1\0\1r\1\1\0\0\6\0a/\377\0/#";
-	static const char spki[] = "a key that parses is not needed here";
+	static const char spki[] = /* of a P-256 key: the generator (SEC 2, 2.4.2) */
+			"\x30\x59\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07\x03\x42\x00\x04"
+			"\x6b\x17\xd1\xf2\xe1\x2c\x42\x47\xf8\xbc\xe6\xe5\x63\xa4\x40\xf2\x77\x03\x7d\x81\x2d\xeb\x33\xa0\xf4\xa1\x39\x45"
+			"\xd8\x98\xc2\x96\x4f\xe3\x42\xe2\xfe\x1a\x7f\x9b\x8e\xe7\xeb\x4a\x7c\x0f\x9e\x16\x2b\xce\x33\x57\x6b\x31\x5e\xce"
+			"\xcb\xb6\x40\x68\x37\xbf\x51\xf5";
 	static const char meta[] = "BEDNETST\2\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-	char folder[] = "/tmp/bednet-fuzz-XXXXXX", path[64], why[256], key[64] = "\1\1\1k";
+	char folder[] = "/tmp/bednet-fuzz-XXXXXX", path[64], why[256], key[128] = "\1\1\1k";
 	const char *const a[] = {"a", NULL}, *const b[] = {"b", NULL}, *const a_k[] = {"a", "k", NULL};
 	const char *const b_k[] = {"b", "k", NULL}, *const none[] = {NULL};
 	uint8_t digest[EVP_MAX_MD_SIZE], zero[8] = {0};

@@ -16,7 +16,9 @@
 #include <jansson.h>
 
 #include <openssl/ecdsa.h>
+#include <openssl/err.h>
 #include <openssl/evp.h>
+#include <openssl/rsa.h>
 
 #define CHECK(condition) \
 	do{ \
@@ -298,9 +300,11 @@ static void free_keys(void)
 }
 
 
+static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+
 static void encode(const void *data, size_t len, char *out)
 {
-	static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 	const uint8_t *at = data;
 	size_t i;
 
@@ -314,13 +318,16 @@ static void encode(const void *data, size_t len, char *out)
 }
 
 
-/* A signature as JWS has it. */
-static size_t sign(EVP_PKEY *key, const void *text, size_t len, uint8_t out[512])
+/* A signature as JWS has it; by an RSA key for RS256, or for PS256. */
+static size_t sign_as(EVP_PKEY *key, bool pss, const void *text, size_t len, uint8_t out[512])
 {
 	EVP_MD_CTX *context = EVP_MD_CTX_new();
+	EVP_PKEY_CTX *padding = NULL;
 	size_t size = 512;
 
-	CHECK(EVP_DigestSignInit(context, NULL, EVP_PKEY_is_a(key, "ED25519") ? NULL : EVP_sha256(), NULL, key) == 1);
+	CHECK(EVP_DigestSignInit(context, &padding, EVP_PKEY_is_a(key, "ED25519") ? NULL : EVP_sha256(), NULL, key) == 1);
+	CHECK(!pss || (EVP_PKEY_CTX_set_rsa_padding(padding, RSA_PKCS1_PSS_PADDING) == 1
+			&& EVP_PKEY_CTX_set_rsa_pss_saltlen(padding, RSA_PSS_SALTLEN_DIGEST) == 1));
 	CHECK(EVP_DigestSign(context, out, &size, text, len) == 1);
 	EVP_MD_CTX_free(context);
 	if(EVP_PKEY_is_a(key, "EC")){
@@ -336,6 +343,12 @@ static size_t sign(EVP_PKEY *key, const void *text, size_t len, uint8_t out[512]
 }
 
 
+static size_t sign(EVP_PKEY *key, const void *text, size_t len, uint8_t out[512])
+{
+	return sign_as(key, false, text, len, out);
+}
+
+
 static const char *a_token_of(const char *header, const char *payload, EVP_PKEY *key)
 {
 	static char text[16384];
@@ -346,7 +359,7 @@ static const char *a_token_of(const char *header, const char *payload, EVP_PKEY 
 	encode(header, strlen(header), text);
 	strcat(text, ".");
 	encode(payload, strlen(payload), text);
-	len = sign(key, text, strlen(text), signature);
+	len = sign_as(key, strstr(header, "PS256") != NULL, text, strlen(text), signature);
 	strcat(text, ".");
 	encode(signature, len, text);
 	return text;
@@ -1116,6 +1129,7 @@ static enum reason reason_of(struct store *store, struct token_keys *cache, cons
 	struct token *token;
 	enum reason reason = check_token(store, cache, text, &token);
 
+	CHECK(ERR_peek_error() == 0); /* or the broker takes it for one of somebody's connection */
 	token__free(token);
 	return reason;
 }
@@ -1137,6 +1151,13 @@ static void test_base64url(void)
 
 		CHECK(good == (cases[i].bytes != NULL));
 		CHECK(!good || (len == strlen(cases[i].bytes) && memcmp(out, cases[i].bytes, len) == 0));
+	}
+	for(i = 0; i < 256; i++){
+		const char text[] = {'A', 'A', 'A', (char)i};
+		const char *found = i ? strchr(digits, (int)i) : NULL;
+		const bool good = token__decode(text, sizeof(text), out, &len);
+
+		CHECK(good == (found != NULL) && (!good || (len == 3 && out[2] == found - digits)));
 	}
 }
 
@@ -1387,9 +1408,196 @@ static void test_signatures_of_all_lengths(void)
 		}
 	}
 	CHECK(first[0] > 0 && first[1] > 0);
+	CHECK(ERR_peek_error() == 0);
 	CHECK(!token__proven(keys[KEY_EC], nonces, (struct slice){signature, 63}));
+	CHECK(!token__proven(keys[KEY_EC], nonces, (struct slice){signature, 65}));
+	CHECK(!token__proven(keys[KEY_ED], nonces, (struct slice){signature, 64}));
 	CHECK(!token__proven(keys[KEY_EC], nonces, (struct slice){signature, 0}));
 	CHECK(!token__proven(keys[KEY_RSA], nonces, (struct slice){signature, 64}));
+}
+
+
+/* What a signature that was refused leaves behind in a key that is kept ready: nothing. */
+static void test_good_signatures_after_bad_ones(void)
+{
+	static const struct {
+		const char *algorithm, *kid;
+		int key;
+	} cases[] = {{"ES256", "1", KEY_EC}, {"EdDSA", "2", KEY_ED}, {"RS256", "3", KEY_RSA}, {"PS256", "p", KEY_RSA}};
+	struct writer writer = write_store();
+	struct store store;
+	struct token_keys cache = {0};
+	struct bytes key = a_key(keys[KEY_RSA], "p"), name = {.len = 0};
+	char header[128], payload[512], text[4096], seen[4096], *dot;
+	uint8_t signature[512], bad[513];
+	size_t i, len, round;
+
+	key.at[1] = ALGORITHM_PS256;
+	put_hash(&name, ISS, strlen(ISS), 8);
+	put_hash(&name, "p", 1, 8);
+	write_begin(&writer);
+	write_record(&writer, "keys", name.at, name.len, key.at, key.len);
+	write_commit(&writer);
+	CHECK(store__open(&store, folder, text, sizeof(text)));
+	for(i = 0; i < sizeof(cases) / sizeof(cases[0]); i++){
+		for(round = 0; round < 3; round++){
+			const size_t cut[] = {0, 1, 2}; /* none at all, a byte less, a byte more */
+			size_t j;
+
+			(void)snprintf(header, sizeof(header), "{\"alg\":\"%s\",\"kid\":\"%s\"}", cases[i].algorithm, cases[i].kid);
+			(void)snprintf(payload, sizeof(payload), "{\"iss\":\"" ISS "\",\"aud\":\"mqtts://own\",\"iat\":100000,"
+					"\"exp\":100009,\"sub\":\"tok-1\",\"jti\":\"%zu-%zu\"" SCOPE "}", i, round);
+			strcpy(text, a_token_of(header, payload, keys[cases[i].key]));
+			dot = strrchr(text, '.') + 1;
+			CHECK(token__decode(dot, strlen(dot), signature, &len));
+			memset(bad, 0, sizeof(bad));
+			for(j = 0; j < sizeof(cut) / sizeof(cut[0]); j++){
+				memcpy(bad, signature, len);
+				*dot = '\0';
+				encode(bad, j == 0 ? 0 : j == 1 ? len - 1 : len + 1, text);
+				CHECK(reason_of(&store, &cache, text) == REASON_TOKEN_SIGNATURE);
+			}
+			for(j = 0; j < len; j += 1 + len / 16){
+				memcpy(bad, signature, len);
+				bad[j] ^= (uint8_t)(1u << (j % 8));
+				*dot = '\0';
+				encode(bad, len, text);
+				CHECK(reason_of(&store, &cache, text) == REASON_TOKEN_SIGNATURE);
+			}
+			memset(bad, j % 2 ? 0xFF : 0, len);
+			*dot = '\0';
+			encode(bad, len, text);
+			CHECK(reason_of(&store, &cache, text) == REASON_TOKEN_SIGNATURE);
+			*dot = '\0';
+			encode(signature, len, text);
+			CHECK(reason_of(&store, &cache, text) == REASON_NONE);
+		}
+	}
+	/* One key under two algorithms is two: what was seen under one is not seen under the other. */
+	CHECK(reason_of(&store, &cache, text) == REASON_NONE);
+	strcpy(seen, strrchr(text, '.'));
+	(void)snprintf(header, sizeof(header), "{\"alg\":\"RS256\",\"kid\":\"3\"}");
+	strcpy(text, a_token_of(header, payload, keys[KEY_RSA]));
+	strcpy(strrchr(text, '.'), seen);
+	CHECK(reason_of(&store, &cache, text) == REASON_TOKEN_SIGNATURE);
+	token__forget_keys(&cache);
+	store__close(&store);
+	mdb_env_close(writer.env);
+	remove_store();
+}
+
+
+/* PS256 with a zero in front: its shorter form is the same number, and another token. */
+static void test_a_signature_is_as_long_as_its_key(void)
+{
+	struct writer writer = write_store();
+	struct store store;
+	struct token_keys cache = {0};
+	struct bytes key = a_key(keys[KEY_RSA], "p"), name = {.len = 0};
+	char payload[512], text[4096], *dot = text;
+	uint8_t signature[512] = {1};
+	size_t len = 0, i;
+
+	key.at[1] = ALGORITHM_PS256;
+	put_hash(&name, ISS, strlen(ISS), 8);
+	put_hash(&name, "p", 1, 8);
+	write_begin(&writer);
+	write_record(&writer, "keys", name.at, name.len, key.at, key.len);
+	write_commit(&writer);
+	CHECK(store__open(&store, folder, text, sizeof(text)));
+	for(i = 0; i < 20000 && signature[0] != 0; i++){
+		(void)snprintf(payload, sizeof(payload), "{\"iss\":\"" ISS "\",\"aud\":\"mqtts://own\",\"iat\":100000,"
+				"\"exp\":100009,\"sub\":\"tok-1\",\"jti\":\"%zu\"" SCOPE "}", i);
+		strcpy(text, a_token_of("{\"alg\":\"PS256\",\"kid\":\"p\"}", payload, keys[KEY_RSA]));
+		dot = strrchr(text, '.') + 1;
+		CHECK(token__decode(dot, strlen(dot), signature, &len));
+	}
+	CHECK(signature[0] == 0 && len == 256);
+	*dot = '\0';
+	encode(signature + 1, len - 1, text);
+	CHECK(reason_of(&store, &cache, text) == REASON_TOKEN_SIGNATURE);
+	*dot = '\0';
+	encode(signature, len, text);
+	CHECK(reason_of(&store, &cache, text) == REASON_NONE);
+	token__forget_keys(&cache);
+	store__close(&store);
+	mdb_env_close(writer.env);
+	remove_store();
+}
+
+
+/* The store takes no such key; what is in one all the same checks nothing. */
+static void test_keys_that_do_not_fit_check_nothing(void)
+{
+	static const struct {
+		const char *kind, *algorithm;
+		uint8_t number;
+	} cases[] = {
+		{"P-384", "ES256", ALGORITHM_ES256}, {"RSA-1024", "RS256", ALGORITHM_RS256}, {"RSA-1024", "PS256", ALGORITHM_PS256},
+		{"RSA", "ES256", ALGORITHM_ES256}, {"EC", "EdDSA", ALGORITHM_EDDSA}, {"ED", "RS256", ALGORITHM_RS256},
+		{"longer", "ES256", ALGORITHM_ES256}, {"cut", "ES256", ALGORITHM_ES256},
+	};
+	struct writer writer = write_store();
+	struct store store;
+	struct token_keys cache = {0};
+	char text[512], header[128], payload[512];
+	size_t i;
+
+	CHECK(store__open(&store, folder, text, sizeof(text)));
+	for(i = 0; i < sizeof(cases) / sizeof(cases[0]); i++){
+		const char kid[] = {(char)('a' + i), '\0'}, *kind = cases[i].kind;
+		EVP_PKEY *key = strcmp(kind, "P-384") == 0 ? EVP_EC_gen("P-384") : strcmp(kind, "RSA-1024") == 0 ? EVP_RSA_gen(1024)
+				: keys[strcmp(kind, "RSA") == 0 ? KEY_RSA : strcmp(kind, "ED") == 0 ? KEY_ED : KEY_EC];
+		struct bytes record = a_key(key, kid), name = {.len = 0};
+		const size_t at = 2 + 1 + 1; /* behind kid: the key's length */
+
+		record.at[1] = cases[i].number;
+		if(strcmp(kind, "longer") == 0){
+			record.at[at]++;
+			put_int(&record, 0, 1);
+		}else if(strcmp(kind, "cut") == 0){
+			record.at[at]--;
+			record.len--;
+		}
+		put_hash(&name, ISS, strlen(ISS), 8);
+		put_hash(&name, kid, 1, 8);
+		write_begin(&writer);
+		write_record(&writer, "keys", name.at, name.len, record.at, record.len);
+		write_commit(&writer);
+		(void)snprintf(header, sizeof(header), "{\"alg\":\"%s\",\"kid\":\"%s\"}", cases[i].algorithm, kid);
+		(void)snprintf(payload, sizeof(payload), "{\"iss\":\"" ISS "\",\"aud\":\"mqtts://own\",\"iat\":100000,"
+				"\"exp\":100009,\"sub\":\"tok-1\"" SCOPE "}");
+		CHECK(reason_of(&store, &cache, a_token_of(header, payload, strcmp(kind, "P-384") == 0 ? keys[KEY_EC] : key))
+				== REASON_STORE);
+		CHECK(cache.entries[0].verifier.key == NULL);
+		if(strcmp(kind, "P-384") == 0 || strcmp(kind, "RSA-1024") == 0){
+			EVP_PKEY_free(key);
+		}
+	}
+	token__forget_keys(&cache);
+	store__close(&store);
+	mdb_env_close(writer.env);
+	remove_store();
+}
+
+
+static void test_hashes(void)
+{
+	static const uint8_t of_abc[HASH_LEN] = { /* FIPS 180-4 */
+		0xba, 0x78, 0x16, 0xbf, 0x8f, 0x01, 0xcf, 0xea, 0x41, 0x41, 0x40, 0xde, 0x5d, 0xae, 0x22, 0x23, 0xb0, 0x03, 0x61,
+		0xa3, 0x96, 0x17, 0x7a, 0x9c, 0xb4, 0x10, 0xff, 0x61, 0xf2, 0x00, 0x15, 0xad,
+	};
+	const struct slice parts[] = {{(const uint8_t *)"a", 1}, {NULL, 0}, {(const uint8_t *)"bc", 2}};
+	uint8_t digest[HASH_LEN];
+	int i;
+
+	for(i = 0; i < 3; i++){
+		CHECK(hash__sha256(parts, 3, digest) && memcmp(digest, of_abc, HASH_LEN) == 0);
+		if(i == 1){
+			hash__forget(); /* as a plugin that is loaded again */
+			hash__forget();
+		}
+	}
 }
 
 
@@ -1880,7 +2088,11 @@ int main(void)
 	test_tokens();
 	test_dotted_paths();
 	test_roles_in_one_text();
+	test_hashes();
 	test_signatures_of_all_lengths();
+	test_good_signatures_after_bad_ones();
+	test_a_signature_is_as_long_as_its_key();
+	test_keys_that_do_not_fit_check_nothing();
 	test_signatures_that_were_seen();
 	test_messages_of_enhanced_authentication();
 	test_challenges();
