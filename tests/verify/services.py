@@ -26,8 +26,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
-from bednet import verify
 from bednet.site import PROBE_OWN, PROBE_READ_ONLY, PROBE_WRITE_ONLY
+from bednet.verify import task
 from tests.verify import brokers
 
 if TYPE_CHECKING:
@@ -153,9 +153,9 @@ class Service(_Running):
     caching = "no-store"
 
     @property
-    def place(self) -> verify.Service:
+    def place(self) -> task.Service:
         """How it describes itself to `bednet verify`."""
-        return verify.Service("tokens:1", brokers.LOCAL, NAME, self.server.server_address[1], audiences=(OWN, OTHER))
+        return task.Service("tokens:1", brokers.LOCAL, NAME, self.server.server_address[1], audiences=(OWN, OTHER))
 
     def wraps(self, request: Any, context: ssl.SSLContext) -> Any:
         """Take a connection."""
