@@ -7,7 +7,6 @@ at it fail. A strict one, the control, passes.
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 import ssl
@@ -33,6 +32,7 @@ from bednet.verify.service import ANSWERING, SERVICE_CHECKS
 from bednet.verify.table import summary
 from bednet.verify.target import Purse, ServiceTarget, Target
 from bednet.verify.task import Gateway, Identity, Input
+from tests.base64url import decode, encode_part
 from tests.verify import brokers
 from tests.verify.services import (
     INVALID_CLIENT,
@@ -43,7 +43,6 @@ from tests.verify.services import (
     Door,
     Peer,
     Service,
-    base64url,
     bound,
     server_context,
     strict,
@@ -260,11 +259,7 @@ class Wide(Service):
 
     def scope(self, form: dict[str, str]) -> list[list[Any]]:
         asked = form.get("scope")
-        return (
-            super().scope(form)
-            if asked is None
-            else json.loads(base64.urlsafe_b64decode(asked + "=" * (-len(asked) % 4)))
-        )
+        return super().scope(form) if asked is None else json.loads(decode(asked))
 
 
 class Wider(Service):
@@ -633,6 +628,6 @@ def test_an_answer_that_is_odd_is_read_as_what_it_is(answer: bytes, outcome: Out
 
 
 def test_a_token_reads_as_it_was_written() -> None:
-    assert read_part(base64url({"a": 1})) == {"a": 1}
-    for broken in ("", "!", base64url([1]), base64url(b"\xff")):
+    assert read_part(encode_part({"a": 1})) == {"a": 1}
+    for broken in ("", "!", encode_part([1]), encode_part(b"\xff")):
         assert read_part(broken) == {}
