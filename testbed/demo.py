@@ -21,7 +21,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from bednet.verify import VerifyError, read_report, summary, table
+from bednet.verify.report import read_report
+from bednet.verify.table import summary, table
+from bednet.verify.task import VerifyError
 from testbed import engine, package
 from testbed.common import CHECKOUT, LabError, step
 from testbed.field import HOME, Field, FieldStatus
@@ -30,7 +32,7 @@ from testbed.lab import DOMAIN, Lab, Shape
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bednet.verify import Report
+    from bednet.verify.report import Report
 
 NAME = "demo"
 #: The device that is left to the user: it would else be thrown out by its own player, and throw that out in turn.

@@ -29,15 +29,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
 
+from tests.base64url import encode, encode_part
+
 Json = dict[str, Any]
 PAGE = Path(__file__).parents[1] / "docs" / "issuers.md"
 _BLOCK = re.compile(r"^```(yaml|json) ([a-z0-9-]+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_PROVIDERS = {"roles", "pod"}
-
-
-def encode(data: bytes) -> str:
-    """Return base64url without padding (RFC 7515, 2)."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _number(value: int) -> str:
@@ -133,7 +130,7 @@ class Provider:
                 claims[name] = now + more.pop(name)
         parts = ({**self.header, **(header or {})}, {**claims, **more})
         kept = [{name: value for name, value in part.items() if value is not ...} for part in parts]
-        text = ".".join(encode(json.dumps(part).encode()) for part in kept)
+        text = ".".join(map(encode_part, kept))
         if kept[0]["alg"] == "PS256":
             signature = keys()[key].sign(text.encode(), padding.PSS(padding.MGF1(hashes.SHA256()), 32), hashes.SHA256())
         else:

@@ -10,15 +10,16 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from bednet import commands, load_command, revocation, token_command, verify
+from bednet import commands, load_command, revocation, token_command
 from bednet.errors import BednetError, TopicError
+from bednet.verify import command as verify_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # A module offers commands by add_parser(subparsers); each command sets `run`, which takes the parsed arguments and
 # returns the exit code.
-MODULES = (commands, revocation, token_command, verify, load_command)
+MODULES = (commands, revocation, token_command, verify_command, load_command)
 
 
 def _parser() -> argparse.ArgumentParser:

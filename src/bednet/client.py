@@ -522,10 +522,10 @@ class TokenClient(_Reauthentication):
 
     :param source: where its tokens come from; TLS is set from it, with the certificate if tokens are bound to that.
     :param proves: whether to go by `ace`; by default where nothing else would do.
-    :raises ValueError: when there is no key for that.
-    :raises TokenError: when the source's files cannot be read: see :class:`TokenSource`.
     :param on_renewed: called after each renewal with the new token's life in seconds, or the error, after which it is
         tried again; from paho's thread or the renewing one.
+    :raises ValueError: when there is no key to go by `ace`.
+    :raises TokenError: when the source's files cannot be read: see :class:`TokenSource`.
     """
 
     def __init__(

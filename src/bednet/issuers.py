@@ -35,7 +35,7 @@ ROLE_PROFILE = "role:"
 """What begins the key of the profile of a role that tokens give; no role's or rule's name has a colon."""
 
 MOST_ROLES = 16
-"""Of one token that mean something here: ROLES_MAX of the plugin's token.c."""
+"""Of one token that mean something here: ROLES_MAX of the plugin's token.c, which a test holds against it."""
 
 DEFAULT_LEEWAY, DEFAULT_LONGEST = 30, 86_400
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")

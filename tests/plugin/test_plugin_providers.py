@@ -20,9 +20,10 @@ from bednet.commands import checked_site
 from bednet.issuers import TokenDevice, token_faults
 from bednet.policy import Access
 from bednet.site import decide
+from tests.base64url import encode
 from tests.plugin.gateway import Gateway, Site, broker_program, plugin_path
 from tests.plugin.tokens import guest, one_more, shown
-from tests.providers import documented, encode, write_site
+from tests.providers import documented, write_site
 from tests.unit.store import sites
 
 if TYPE_CHECKING:

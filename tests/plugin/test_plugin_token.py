@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bednet.probe import connect_packet, enter
+from tests.base64url import encode, encode_part
 from tests.plugin.clock import Clock
 from tests.plugin.gateway import Gateway, broker_program, plugin_path
 from tests.plugin.mqtt import InPieces, Resumable
@@ -29,11 +30,9 @@ from tests.plugin.tokens import (
     Issuer,
     TokenSite,
     bearer,
-    encode,
     guest,
     jwk,
     one_more,
-    part,
     public_pem,
     scope,
     shown,
@@ -208,7 +207,7 @@ def _bad_signature(issuer: Issuer) -> str:
 
 def _changed(issuer: Issuer) -> str:
     head, _, signature = issuer.token("tok-1").split(".")
-    return f"{head}.{part(issuer.claims('tok-1', jti='another'))}.{signature}"
+    return f"{head}.{encode_part(issuer.claims('tok-1', jti='another'))}.{signature}"
 
 
 def _signed(issuer: Issuer, payload: bytes, **header: Any) -> str:
@@ -314,11 +313,11 @@ BAD: dict[str, tuple[str, Callable[[Issuer], str | bytes]]] = {
     "no scope": ("token-scope", lambda issuer: issuer.token("tok-1", scope=...)),
     "a scope in words": ("token-scope", lambda issuer: issuer.token("tok-1", scope="openid profile")),
     "a scope that is a list": ("token-scope", lambda issuer: issuer.token("tok-1", scope=[["#", ["pub"]]])),
-    "a scope of an object": ("token-scope", lambda issuer: issuer.token("tok-1", scope=part({"#": ["pub"]}))),
+    "a scope of an object": ("token-scope", lambda issuer: issuer.token("tok-1", scope=encode_part({"#": ["pub"]}))),
     "a permission that is none": ("token-scope", lambda issuer: issuer.token("tok-1", scope=scope(("#", ["all"])))),
     "no permission": ("token-scope", lambda issuer: issuer.token("tok-1", scope=scope(("#", [])))),
     "a filter that is none": ("token-scope", lambda issuer: issuer.token("tok-1", scope=scope(("a#", ["pub"])))),
-    "a permission cut short": ("token-scope", lambda issuer: issuer.token("tok-1", scope=part([["#"]]))),
+    "a permission cut short": ("token-scope", lambda issuer: issuer.token("tok-1", scope=encode_part([["#"]]))),
     "deep scope": ("token-scope", lambda issuer: issuer.token("tok-1", scope=encode(b"[" * 900 + b"]" * 900))),
     "a device that nobody knows": ("unknown-device", lambda issuer: issuer.token("tok-9")),
     "a device without tokens": ("method", lambda issuer: issuer.token("temp-1")),

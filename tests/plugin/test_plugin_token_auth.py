@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from bednet.client import Token, TokenClient, TokenSource
 from bednet.probe import connect_packet
+from tests.base64url import encode
 from tests.plugin.gateway import LOCAL, allow, broker_version
 from tests.plugin.tokens import (
     ADMINISTRATIVE,
@@ -34,7 +35,6 @@ from tests.plugin.tokens import (
     TokenSite,
     ace,
     bearer,
-    encode,
     guest,
     jwk,
     new_key,

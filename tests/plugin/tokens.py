@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import json
@@ -24,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from bednet.probe import NOBODY, Channel, Credentials, dial, mqtt_packet
+from tests.base64url import encode, encode_part
 from tests.plugin.gateway import Guest, Site, allow, deny, password_record
 from tests.unit.store import sites
 
@@ -42,18 +42,9 @@ AUDIENCE = "mqtts://plant.example"
 MINUTE = 60
 
 
-def encode(data: bytes) -> str:
-    """Return base64url without padding (RFC 7515, 2)."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def part(value: object) -> str:
-    return encode(value if isinstance(value, bytes) else json.dumps(value).encode())
-
-
 def scope(*permissions: tuple[str, list[str]]) -> str:
     """Return a scope in the form AIF-MQTT (RFC 9431, 2.3)."""
-    return part([list(permission) for permission in permissions])
+    return encode_part([list(permission) for permission in permissions])
 
 
 EVERYTHING = scope(("#", ["pub", "sub"]))
@@ -156,15 +147,15 @@ class Issuer:
         :param payload: all of it as it is.
         """
         head = header if isinstance(header, bytes) else self.header(**(header or {}))
-        text = f"{part(head)}.{part(payload if payload is not None else self.claims(device, **more))}"
+        text = f"{encode_part(head)}.{encode_part(payload if payload is not None else self.claims(device, **more))}"
         return f"{text}.{encode(sign(self.key, self.algorithm, text.encode()))}"
 
     def unsigned(self, device: str, **more: Any) -> str:
-        return f"{part(self.header(alg='none'))}.{part(self.claims(device, **more))}."
+        return f"{encode_part(self.header(alg='none'))}.{encode_part(self.claims(device, **more))}."
 
     def by_hmac(self, device: str, secret: bytes) -> str:
         """Return a token that is signed by HS256."""
-        text = f"{part(self.header(alg='HS256'))}.{part(self.claims(device))}"
+        text = f"{encode_part(self.header(alg='HS256'))}.{encode_part(self.claims(device))}"
         return f"{text}.{encode(hmac.new(secret, text.encode(), hashlib.sha256).digest())}"
 
 

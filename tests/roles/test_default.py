@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from bednet.probe import NOT_AUTHORIZED, Outcome, enter, handshake
-from bednet.verify import read_report
+from bednet.verify.report import read_report
 from testbed.villains import Credential
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from bednet.verify import Report, read_report
+from bednet.verify.report import Report, read_report
 from testbed.lab import Lab
 from tests.scenario import forget_key_types, forget_tokens
 

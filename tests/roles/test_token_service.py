@@ -21,7 +21,7 @@ import yaml
 
 from bednet.client import TokenSource
 from bednet.probe import Credentials, Listener, Offer, Outcome, enter, handshake
-from bednet.verify import read_report
+from bednet.verify.report import read_report
 from testbed.lab import Lab
 from tests.conftest import Plant
 from tests.live import refused_for
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from bednet.verify import Report
+    from bednet.verify.report import Report
     from testbed.lab import Host, PlayResult
 
 pytestmark = [pytest.mark.lab, pytest.mark.full, pytest.mark.timeout(1800)]

@@ -22,6 +22,7 @@ from cryptography.x509.oid import NameOID
 from bednet.token_service import config, jose, keys, site
 from bednet.token_service.app import make_app
 from bednet.token_service.clients import ASSERTION_TYPE
+from tests.base64url import decode, encode, encode_part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -120,7 +121,7 @@ def pem(made: x509.Certificate) -> str:
 
 def thumbprint(made: x509.Certificate) -> str:
     """Return its ``x5t#S256``."""
-    return base64.urlsafe_b64encode(made.fingerprint(hashes.SHA256())).rstrip(b"=").decode()
+    return encode(made.fingerprint(hashes.SHA256()))
 
 
 def from_nginx(made: x509.Certificate | None) -> dict[str, str]:
@@ -292,14 +293,14 @@ def header_of(response: TestResponse) -> dict[str, Any]:
 
 def scope_of(text: str) -> list[Any]:
     """Read a scope as a broker does."""
-    found = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    found = json.loads(decode(text))
     assert isinstance(found, list)
     return found
 
 
 def scope_text(*entries: Any) -> str:
     """Write a scope as a device does."""
-    return base64.urlsafe_b64encode(json.dumps(list(entries)).encode()).rstrip(b"=").decode()
+    return encode_part(list(entries))
 
 
 def refused(plant: Plant, response: TestResponse, error: str, reason: str, status: int = 400) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from cryptography.hazmat.primitives import hashes, hmac, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
 from bednet.token_service import jose, revocation, site
+from tests.base64url import decode, encode, encode_part
 from tests.token_service.plant import (
     GATEWAY,
     ISSUER,
@@ -31,11 +31,6 @@ if TYPE_CHECKING:
 
 HEADER_TWICE = b'{"alg": "ES256", "alg": "none"}'
 NOT_A_NUMBER = b'{"sub": "pump-1", "iss": "pump-1", "exp": NaN}'
-
-
-def encoded(data: object) -> str:
-    text = data if isinstance(data, bytes) else json.dumps(data).encode()
-    return base64.urlsafe_b64encode(text).rstrip(b"=").decode()
 
 
 def test_assertion_is_enough(plant: Plant) -> None:
@@ -172,9 +167,8 @@ def test_assertion_with_a_wrong_signature_uses_up_nothing(plant: Plant) -> None:
 def test_alg_none_is_refused(plant: Plant) -> None:
     for algorithm in ("none", "None", "NONE", "nOnE"):
         for signature in ("", "x"):
-            text = (
-                f"{encoded({'alg': algorithm, 'typ': 'JWT'})}.{encoded(plant.claims())}.{encoded(signature.encode())}"
-            )
+            signed = f"{encode_part({'alg': algorithm, 'typ': 'JWT'})}.{encode_part(plant.claims())}"
+            text = f"{signed}.{encode(signature.encode())}"
             refused(plant, plant.token_by_assertion(text), "invalid_client", "assertion-algorithm", 401)
 
 
@@ -184,10 +178,10 @@ def test_hs256_with_the_public_key_is_refused(plant: Plant) -> None:
         public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo),
         public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo),
     ):
-        signed = f"{encoded({'alg': 'HS256', 'typ': 'JWT'})}.{encoded(plant.claims())}"
+        signed = f"{encode_part({'alg': 'HS256', 'typ': 'JWT'})}.{encode_part(plant.claims())}"
         mac = hmac.HMAC(form, hashes.SHA256())
         mac.update(signed.encode())
-        response = plant.token_by_assertion(f"{signed}.{encoded(mac.finalize())}")
+        response = plant.token_by_assertion(f"{signed}.{encode(mac.finalize())}")
         refused(plant, response, "invalid_client", "assertion-algorithm", 401)
 
 
@@ -217,16 +211,16 @@ def test_access_token_is_no_assertion(plant: Plant) -> None:
 
 def test_assertion_that_was_changed_is_refused(plant: Plant) -> None:
     header, claims, signature = plant.assertion().split(".")
-    other = encoded({**json.loads(base64.urlsafe_b64decode(claims + "==")), "exp": START + 200})
-    zero = encoded(bytes(64))
+    other = encode_part({**json.loads(decode(claims)), "exp": START + 200})
+    zero = encode(bytes(64))
     for text in (f"{header}.{other}.{signature}", f"{header}.{claims}.{zero}", f"{header}.{claims}.{signature[:-2]}"):
         refused(plant, plant.token_by_assertion(text), "invalid_client", "assertion-signature", 401)
 
 
 def test_signature_in_der_is_refused(plant: Plant) -> None:
-    signed = f"{encoded({'alg': 'ES256', 'typ': 'JWT'})}.{encoded(plant.claims())}"
+    signed = f"{encode_part({'alg': 'ES256', 'typ': 'JWT'})}.{encode_part(plant.claims())}"
     der = plant.pump_key.sign(signed.encode(), ec.ECDSA(hashes.SHA256()))
-    response = plant.token_by_assertion(f"{signed}.{encoded(der)}")
+    response = plant.token_by_assertion(f"{signed}.{encode(der)}")
     refused(plant, response, "invalid_client", "assertion-signature", 401)
 
 
@@ -242,12 +236,12 @@ def _sent(plant: Plant) -> dict[str, str]:
         "padded": f"{header}=.{claims}.{signature}",
         "standard base64": f"{header}.{claims}.+/{signature}",
         "bits that mean nothing": f"{header}.{claims}.{signature[:-1]}" + ("B" if signature[-1] != "B" else "C"),
-        "not UTF-8": f"{encoded(bytes((255, 254)))}.{claims}.{signature}",
-        "claims are a list": f"{header}.{encoded([1])}.{signature}",
-        "claims twice": f"{header}.{encoded(twice.encode())}.{signature}",
-        "header twice": f"{encoded(HEADER_TWICE)}.{claims}.{signature}",
-        "NaN": f"{header}.{encoded(NOT_A_NUMBER)}.{signature}",
-        "deep": f"{header}.{encoded(b'[' * 3000)}.{signature}",
+        "not UTF-8": f"{encode(bytes((255, 254)))}.{claims}.{signature}",
+        "claims are a list": f"{header}.{encode_part([1])}.{signature}",
+        "claims twice": f"{header}.{encode(twice.encode())}.{signature}",
+        "header twice": f"{encode(HEADER_TWICE)}.{claims}.{signature}",
+        "NaN": f"{header}.{encode(NOT_A_NUMBER)}.{signature}",
+        "deep": f"{header}.{encode(b'[' * 3000)}.{signature}",
         "8193 bytes": "x" * 8193,
         "unicode": "é.é.é",
     }
@@ -296,12 +290,12 @@ def test_every_kind_of_key_that_the_ca_certifies_works(plant: Plant, make: Calla
     key = make()
     plant.apply(certificates={"pump-1": certified(key)})
     if isinstance(key, rsa.RSAPrivateKey):
-        signed = f"{encoded({'alg': 'PS256'})}.{encoded(plant.claims())}"
+        signed = f"{encode_part({'alg': 'PS256'})}.{encode_part(plant.claims())}"
         pss = padding.PSS(padding.MGF1(hashes.SHA256()), 32)
-        text = f"{signed}.{encoded(key.sign(signed.encode(), pss, hashes.SHA256()))}"
-        other = f"{encoded({'alg': 'RS256'})}.{encoded(plant.claims())}"
+        text = f"{signed}.{encode(key.sign(signed.encode(), pss, hashes.SHA256()))}"
+        other = f"{encode_part({'alg': 'RS256'})}.{encode_part(plant.claims())}"
         response = plant.token_by_assertion(
-            f"{other}.{encoded(key.sign(other.encode(), padding.PKCS1v15(), hashes.SHA256()))}"
+            f"{other}.{encode(key.sign(other.encode(), padding.PKCS1v15(), hashes.SHA256()))}"
         )
         assert response.status_code == 200
     else:

@@ -54,7 +54,7 @@ http {{
 NAMED_CA = "/usr/local/share/ca-certificates/foreign-issuer.crt"
 ISSUERS = "/usr/local/lib/bednet/issuers.json"
 FETCH = "bednet-token-fetch.service"
-QUICK = "/run/systemd/system/bednet-token-fetch.timer.d"
+TIMER_FOLDER = "/run/systemd/system/bednet-token-fetch.timer.d"
 DEADLINE_S = 60.0
 
 
@@ -147,7 +147,7 @@ def provider(plant: Plant) -> Iterator[Provider]:
         found.stop()
         found.host.exec(["rm", "-rf", FOLDER])
         gateway.write_file(ISSUERS, before)
-        gateway.exec(["rm", "-rf", NAMED_CA, QUICK])
+        gateway.exec(["rm", "-rf", NAMED_CA, TIMER_FOLDER])
         gateway.exec(["sh", "-c", "update-ca-certificates >/dev/null 2>&1; systemctl daemon-reload"])
         gateway.exec(["systemctl", "restart", "bednet-token-fetch.timer"])
         gateway.exec(["systemctl", "start", FETCH])
@@ -181,9 +181,10 @@ def test_keys_of_another_provider_are_fetched_kept_and_replaced(plant: Plant, pr
         # The operator names it, as for everything else on a Debian host; the timer does the rest.
         gateway.write_file(NAMED_CA, provider.root)
         gateway.exec(["update-ca-certificates"])
-        gateway.exec(["mkdir", "-p", QUICK])
+        gateway.exec(["mkdir", "-p", TIMER_FOLDER])
         gateway.write_file(
-            f"{QUICK}/quick.conf", "[Timer]\nOnCalendar=\nOnCalendar=*:*:0/2\nRandomizedDelaySec=0\nAccuracySec=100ms\n"
+            f"{TIMER_FOLDER}/quick.conf",
+            "[Timer]\nOnCalendar=\nOnCalendar=*:*:0/2\nRandomizedDelaySec=0\nAccuracySec=100ms\n",
         )
         gateway.exec(["sh", "-c", "systemctl daemon-reload; systemctl restart bednet-token-fetch.timer"])
         deadline = time.monotonic() + DEADLINE_S

@@ -21,7 +21,7 @@ from bednet.store import token_key
 from testbed.lab import Lab
 from tests.conftest import Plant
 from tests.live import refused_for
-from tests.tokens.conftest import claims, header
+from tests.tokens.conftest import QUICK, claims, header
 from tests.tokens.logs import check_silence, logs_of, secrets_of
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ cd /
 runuser -u postgres -- createdb --owner=bednet another
 """
 VARIABLES = "group_vars/all/zz-database.yml"
-QUICK = {"ANSIBLE_TIMEOUT": "3", "ANSIBLE_SSH_RETRIES": "0", "ANSIBLE_SSH_ARGS": "-o ConnectTimeout=3"}
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +96,7 @@ def _accepted_everywhere(plant: Plant) -> dict[str, Token]:
     return found
 
 
-def _refused_everywhere(plant: Plant, token: Token, reason: str, gateways: tuple[str, ...] = HOSTS) -> None:
+def _gateways_refuse(plant: Plant, token: Token, reason: str, gateways: tuple[str, ...] = HOSTS) -> None:
     for gateway in gateways:
         host = plant.lab.hosts[gateway]
         assert refused_for(host, plant.passwords(gateway), _shown(token)) == reason, gateway
@@ -117,7 +116,7 @@ def test_what_one_instance_revoked_is_known_to_the_other_and_to_the_gateways(pai
     for gateway in HOSTS:
         # As the timer does.
         pair.lab.hosts[gateway].exec(["systemctl", "start", "bednet-token-fetch.service"])
-    _refused_everywhere(pair, token, "token-revoked")
+    _gateways_refuse(pair, token, "token-revoked")
 
 
 def test_every_instance_gets_a_new_key_and_every_gateway_has_it_first(pair: Plant) -> None:
@@ -150,13 +149,13 @@ def test_a_stolen_key_is_good_at_no_instance_and_one_that_is_away_is_named(pair:
     assert result.rc != 0
     assert "gateway-2 may still take what an old key signs: see above." in said
     assert "gateway-2 made no new key: see above. What its old one signs is good everywhere." in said
-    _refused_everywhere(pair, before["gateway-1"], "token-key", ("gateway-1",))
+    _gateways_refuse(pair, before["gateway-1"], "token-key", ("gateway-1",))
 
     with Session(pair.passwords("gateway-1"), _shown(before["gateway-2"])) as session:
         pair.lab.play("rotate_token_keys.yml", "-e", "compromised=true")
         session.wait_goodbye(1)
     for token in before.values():
-        _refused_everywhere(pair, token, "token-key")
+        _gateways_refuse(pair, token, "token-key")
     assert not _kids(_accepted_everywhere(pair)) & _kids(before)
 
 
@@ -198,7 +197,7 @@ def test_a_new_database_ends_the_tokens_from_before_and_gateways_forget_no_revoc
     with Session(pair.passwords("gateway-1"), _shown(before["gateway-2"])) as session:
         lab.play("site.yml")
         session.wait_goodbye(1)
-    _refused_everywhere(pair, before["gateway-1"], "token-key")
+    _gateways_refuse(pair, before["gateway-1"], "token-key")
     assert not _kids(_accepted_everywhere(pair)) & _kids(before)
     kept = token_key(claims(revoked)["iss"], claims(revoked)["jti"]).hex()
     for gateway in HOSTS:

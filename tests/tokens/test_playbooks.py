@@ -16,16 +16,16 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from bednet.client import TokenError, TokenSource
 from bednet.probe import Credentials, Listener, Outcome, Session, enter, request
+from tests import providers
 from tests.live import other_site, refused_for
-from tests.tokens.conftest import Connected, claims, foreign_token, header, public_jwk
+from tests.tokens.conftest import QUICK, Connected, claims, header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,8 +43,6 @@ GATEWAYS = ("gateway-1", "gateway-2")
 CONFIG = "/etc/bednet-token-service/config.json"
 ISSUERS = "/usr/local/lib/bednet/issuers.json"
 FETCH, TIMER = "bednet-token-fetch.service", "bednet-token-fetch.timer"
-# A host that was disconnected is given up at once: over no connection that was kept either.
-QUICK = {"ANSIBLE_TIMEOUT": "3", "ANSIBLE_SSH_RETRIES": "0", "ANSIBLE_SSH_ARGS": "-o ConnectTimeout=3"}
 DEADLINE_S = 60.0
 LEEWAY_S = 30
 
@@ -99,7 +97,9 @@ def _until(ready: Callable[[], object], what: str) -> None:
         time.sleep(0.1)
 
 
-def _refused(tokens: Tokens, device: str, token: Token, reason: str, gateways: tuple[str, ...] = GATEWAYS) -> None:
+def _gateways_refuse(
+    tokens: Tokens, device: str, token: Token, reason: str, gateways: tuple[str, ...] = GATEWAYS
+) -> None:
     """Show a token that gateways must refuse, for this reason."""
     for gateway in gateways:
         host, shown = tokens.plant.lab.hosts[gateway], tokens.credentials(device, token)
@@ -226,7 +226,7 @@ def test_a_stolen_key_is_good_nowhere_once_one_command_was_run(lab: Lab, tokens:
     assert old != new
     for gateway in GATEWAYS:
         assert tokens.kids(gateway) == {new}
-    _refused(tokens, "edge-2", stolen, "token-key")
+    _gateways_refuse(tokens, "edge-2", stolen, "token-key")
 
 
 @pytest.mark.full
@@ -241,10 +241,10 @@ def test_a_gateway_that_is_away_when_a_key_was_stolen_is_named(lab: Lab, tokens:
         assert result.rc != 0
         said = "gateway-2 may still take what an old key signs: see above. Once they are back, their timers end that"
         assert said in _said(result)
-        _refused(tokens, "edge-2", stolen, "token-key", ("gateway-1",))
+        _gateways_refuse(tokens, "edge-2", stolen, "token-key", ("gateway-1",))
         assert enter(tokens.listener("edge-2", "gateway-2"), tokens.credentials("edge-2", stolen)).accepted
         gateway.exec(["systemctl", "start", FETCH])
-    _refused(tokens, "edge-2", stolen, "token-key")
+    _gateways_refuse(tokens, "edge-2", stolen, "token-key")
 
 
 def test_a_revoked_token_is_gone_at_once_and_everywhere_and_no_other(lab: Lab, tokens: Tokens) -> None:
@@ -254,7 +254,7 @@ def test_a_revoked_token_is_gone_at_once_and_everywhere_and_no_other(lab: Lab, t
         # The session's own token is another one, and stays.
         result = lab.play("revoke_token.yml", "-e", f"jti={claims(leaked)['jti']}")
         assert "Refused by gateway-1, gateway-2." in result.stdout
-        _refused(tokens, "edge-2", leaked, "token-revoked")
+        _gateways_refuse(tokens, "edge-2", leaked, "token-revoked")
         assert (own.lost, other.lost) == ([], [])
 
         lab.play("revoke_token.yml", "-e", "device=edge-2")
@@ -262,7 +262,7 @@ def test_a_revoked_token_is_gone_at_once_and_everywhere_and_no_other(lab: Lab, t
         # The helper comes back with a new token; those from before are refused.
         own.until(lambda: own.connections > 1, "a new session")
         assert other.lost == []
-    _refused(tokens, "edge-2", kept, "token-revoked", ("gateway-1",))
+    _gateways_refuse(tokens, "edge-2", kept, "token-revoked", ("gateway-1",))
     assert enter(tokens.listener("edge-2"), tokens.credentials("edge-2", source.get())).accepted
 
 
@@ -355,11 +355,11 @@ def test_a_gateway_that_is_away_when_a_token_is_revoked_is_named_and_learns_it_l
             "return."
         )
         assert said in _said(result)
-        _refused(tokens, "edge-2", leaked, "token-revoked", ("gateway-1",))
+        _gateways_refuse(tokens, "edge-2", leaked, "token-revoked", ("gateway-1",))
         assert enter(tokens.listener("edge-2", "gateway-2"), tokens.credentials("edge-2", leaked)).accepted
         # As the timer does.
         gateway.exec(["systemctl", "start", FETCH])
-        _refused(tokens, "edge-2", leaked, "token-revoked", ("gateway-2",))
+        _gateways_refuse(tokens, "edge-2", leaked, "token-revoked", ("gateway-2",))
 
 
 @pytest.mark.full
@@ -393,7 +393,7 @@ def test_a_token_service_that_is_down_leaves_no_token_good(lab: Lab, tokens: Tok
         lab.hosts["gateway-1"].exec(["mv", f"{CONFIG}.away", CONFIG])
     assert result.rc != 0
     assert "The token service (gateway-1) has NOT been told: see above. Everybody else has done it." in _said(result)
-    _refused(tokens, "edge-2", token, "token-revoked")
+    _gateways_refuse(tokens, "edge-2", token, "token-revoked")
     # What would have been good then ends: its clock might have been ahead by the leeway. Then the device is back.
     cutoff = _cutoffs(lab.hosts["gateway-1"])["edge-2"]
     assert cutoff - time.time() <= LEEWAY_S
@@ -404,12 +404,13 @@ def test_a_token_service_that_is_down_leaves_no_token_good(lab: Lab, tokens: Tok
 # --- tokens of another issuer, on a site without a token service
 
 FOREIGN = "https://sso.example/realms/plant"
+YEAR_S = 31_536_000
 
 
 @pytest.fixture
 def foreign(lab: Lab, plant: Plant) -> Iterator[Callable[[str], Credentials]]:
     """Makes tokens of an issuer that gives roles; its site has no token service, for one test."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    keycloak = providers.documented()["keycloak"]
     paths = {name: lab.site / name for name in ("policy.yml", "hosts.yml")}
     before = {path: path.read_text(encoding="utf-8") for path in paths.values()}
     policy, hosts = (yaml.safe_load(before[path]) for path in paths.values())
@@ -419,8 +420,9 @@ def foreign(lab: Lab, plant: Plant) -> Iterator[Callable[[str], Credentials]]:
             "issuer": FOREIGN,
             "audience": ["mqtt-broker"],
             "jwks_file": "sso.jwks.json",
+            "algorithms": ["RS256"],
             "typ": ["JWT"],
-            "longest": 31_536_000,
+            "longest": YEAR_S,
             "device": {"claim": "azp", "prefix": "sso-"},
             "roles": {"claim": "groups", "map": {"plant-sensor": "sensor"}},
         }
@@ -428,23 +430,16 @@ def foreign(lab: Lab, plant: Plant) -> Iterator[Callable[[str], Credentials]]:
     del hosts["token_service"]
     keys = lab.site / "sso.jwks.json"
     try:
-        keys.write_text(json.dumps({"keys": [public_jwk(key, "one")]}), encoding="utf-8")
+        keys.write_text(json.dumps({"keys": keycloak.keys}), encoding="utf-8")
         for path, content in ((paths["policy.yml"], policy), (paths["hosts.yml"], hosts)):
             path.write_text(json.dumps(content, indent=1), encoding="utf-8")
         with ExitStack() as stack:
             for gateway in GATEWAYS:
                 stack.enter_context(other_site(plant, lab.hosts[gateway], lambda _: None))
 
-            def make(jti: str, **said: object) -> Credentials:
-                said = {
-                    "iss": FOREIGN,
-                    "aud": "mqtt-broker",
-                    "azp": "cart",
-                    "groups": ["plant-sensor"],
-                    "jti": jti,
-                    **said,
-                }
-                return Credentials(username=f"sso-{said['azp']}", password=foreign_token(key, "one", **said))
+            def make(jti: str, *, azp: str = "cart", **said: Any) -> Credentials:
+                token = keycloak.token(iss=FOREIGN, azp=azp, groups=["plant-sensor"], jti=jti, **said)
+                return Credentials(username=f"sso-{azp}", password=token)
 
             yield make
     finally:
@@ -457,14 +452,14 @@ def foreign(lab: Lab, plant: Plant) -> Iterator[Callable[[str], Credentials]]:
 def test_another_issuers_tokens_are_revoked_where_there_is_no_token_service(
     lab: Lab, plant: Plant, foreign: Callable[..., Credentials]
 ) -> None:
-    def refused(shown: Credentials, reason: str) -> None:
+    def gateways_refuse(shown: Credentials, reason: str) -> None:
         for gateway in GATEWAYS:
             assert refused_for(lab.hosts[gateway], plant.passwords(gateway), shown) == reason, gateway
 
-    year = int(time.time()) + 31_536_000
     # What is revoked stays so in a lab that stays up; and a name in base64url may begin like an option.
     jti = f"-{secrets.token_urlsafe(8)}"
-    leaked, kept = foreign(jti, exp=year), foreign("kept", exp=year)
+    leaked, kept = foreign(jti, exp=YEAR_S), foreign("kept", exp=YEAR_S)
+    year = claims(str(leaked.password))["exp"]
     with Session(plant.passwords("gateway-2"), leaked) as session:
         result = lab.play("revoke_token.yml", "-e", f"jti={jti}", check=False)
         assert "This site has no token service, so nobody knows a token by its jti alone." in _said(result)
@@ -473,7 +468,7 @@ def test_another_issuers_tokens_are_revoked_where_there_is_no_token_service(
         assert "Refused by gateway-1, gateway-2." in result.stdout
         assert {task["host"] for task in result.changed_tasks} == set(GATEWAYS)
         session.wait_goodbye(1)
-    refused(leaked, "token-revoked")
+    gateways_refuse(leaked, "token-revoked")
     assert lab.play("revoke_token.yml", *wish).changed_tasks == []
     told = [json.loads(line) for line in lab.hosts["gateway-2"].exec(["bednet-store", "dump"]).stdout.splitlines()]
     # Not for a day: for as long as it is good.
@@ -484,7 +479,7 @@ def test_another_issuers_tokens_are_revoked_where_there_is_no_token_service(
         assert "Refused by gateway-1, gateway-2." in result.stdout
         session.wait_goodbye(1)
         assert other.goodbye is None
-    refused(kept, "token-revoked")
+    gateways_refuse(kept, "token-revoked")
     assert enter(plant.passwords("gateway-2"), foreign("other", azp="other")).accepted
 
 
@@ -550,7 +545,7 @@ def test_a_revoked_device_gets_no_token_and_is_reinstated_with_the_next(
             }
             own.until(lambda: own.lost, "the end of the session")
             # The helper asks for the next token, and gets none.
-            assert tokens.refused("edge-1").error == "invalid_client"
+            assert tokens.why_none("edge-1").error == "invalid_client"
             assert own.connections == 1
             assert is_active(token.text) is False
             for gateway in GATEWAYS:

@@ -25,10 +25,12 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from bednet import cli
-from bednet.client import TokenSource, _base64url
+from bednet.client import TokenSource
 from bednet.probe import NOT_AUTHORIZED, Credentials, Listener, Outcome, enter, request
+from tests.base64url import encode, encode_part
 from tests.live import Audit, other_site
 from tests.tokens.conftest import Connected, claims
+from tests.unit.jwks import jwk
 
 if TYPE_CHECKING:
     from tests.conftest import Plant
@@ -88,7 +90,7 @@ def test_a_token_of_a_key_alone_comes_in_by_its_proof_and_is_renewed_under_load(
     token = tokens.source("edge-3", certificate=None).get()
     assert set(claims(token)["cnf"]) == {"jwk"}
     shown = Credentials(username="edge-3", password=token.text)
-    _refused(tokens, "gateway-2", tokens.plant.passwords("gateway-2"), shown, "token-binding")
+    _refused_in_both_versions(tokens, "gateway-2", tokens.plant.passwords("gateway-2"), shown, "token-binding")
     stop, sent = threading.Event(), []
     with Connected(tokens, "edge-3", "gateway-2", certificate=None) as own:
 
@@ -148,7 +150,7 @@ def test_a_certificate_that_is_renewed_in_place_costs_neither_a_refusal_nor_a_me
         old = plant.certificate("edge-1")
         mixed = Credentials(old.certificate, old.key, username="edge-1", password=token.text)
         assert audit.lines(client_id="edge-1") == []
-        _refused(tokens, "gateway-1", plant.mtls(), mixed, "token-binding")
+        _refused_in_both_versions(tokens, "gateway-1", plant.mtls(), mixed, "token-binding")
 
 
 def test_bednet_token_gets_one_for_a_device_by_its_bundle(
@@ -175,7 +177,7 @@ def test_bednet_token_gets_one_for_a_device_by_its_bundle(
 # --- who does not
 
 
-def _refused(tokens: Tokens, gateway: str, where: Any, credentials: Credentials, reason: str) -> None:
+def _refused_in_both_versions(tokens: Tokens, gateway: str, where: Any, credentials: Credentials, reason: str) -> None:
     for version in (4, 5):
         audit = Audit(tokens.plant.lab.hosts[gateway])
         answer = enter(where, credentials, version=version)
@@ -186,17 +188,17 @@ def _refused(tokens: Tokens, gateway: str, where: Any, credentials: Credentials,
 def test_a_bound_token_is_of_no_use_without_its_certificate(plant: Plant, tokens: Tokens) -> None:
     stolen = tokens.source("edge-1").get()
     bare = Credentials(username="edge-1", password=stolen.text)
-    _refused(tokens, "gateway-2", plant.passwords("gateway-2"), bare, "token-binding")
+    _refused_in_both_versions(tokens, "gateway-2", plant.passwords("gateway-2"), bare, "token-binding")
 
 
 def test_a_bound_token_is_of_no_use_with_the_certificate_of_another_device(plant: Plant, tokens: Tokens) -> None:
     stolen, thief = tokens.source("edge-1").get(), plant.certificate("edge-3")
     mixed = Credentials(thief.certificate, thief.key, username="edge-1", password=stolen.text)
-    _refused(tokens, "gateway-2", plant.mtls("gateway-2"), mixed, "token-binding")
+    _refused_in_both_versions(tokens, "gateway-2", plant.mtls("gateway-2"), mixed, "token-binding")
 
 
 def test_a_certificate_alone_does_not_let_a_device_with_tokens_in(plant: Plant, tokens: Tokens) -> None:
-    _refused(tokens, "gateway-1", plant.mtls(), plant.certificate("edge-1"), "method")
+    _refused_in_both_versions(tokens, "gateway-1", plant.mtls(), plant.certificate("edge-1"), "method")
 
 
 def test_a_token_for_one_gateway_is_refused_by_the_other(tokens: Tokens) -> None:
@@ -204,16 +206,16 @@ def test_a_token_for_one_gateway_is_refused_by_the_other(tokens: Tokens) -> None
     token = tokens.source("edge-2", resource="mqtts://gateway-1.plant.example").get()
     shown = tokens.credentials("edge-2", token)
     assert enter(tokens.listener("edge-2"), shown).accepted
-    _refused(tokens, "gateway-2", tokens.listener("edge-2", "gateway-2"), shown, "token-audience")
+    _refused_in_both_versions(tokens, "gateway-2", tokens.listener("edge-2", "gateway-2"), shown, "token-audience")
 
 
 def _forged(token: str, *, header: dict[str, str], key: ec.EllipticCurvePrivateKey | None) -> str:
     """Return what a token says, with another header and signature."""
-    signed = f"{_base64url(json.dumps(header).encode())}.{token.split('.')[1]}"
+    signed = f"{encode_part(header)}.{token.split('.')[1]}"
     if key is None:
         return f"{signed}."
     pair = utils.decode_dss_signature(key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
-    return f"{signed}.{_base64url(b''.join(number.to_bytes(32, 'big') for number in pair))}"
+    return f"{signed}.{encode(b''.join(number.to_bytes(32, 'big') for number in pair))}"
 
 
 @pytest.mark.parametrize("kind", ["alg-none", "another-key"])
@@ -230,7 +232,7 @@ def test_a_token_that_the_service_did_not_sign_is_refused(tokens: Tokens, kind: 
         forged = _forged(token, header={"alg": "ES256", "typ": "at+jwt", "kid": kid}, key=key)
         reason = "token-signature"
     shown = Credentials(username="edge-2", password=forged)
-    _refused(tokens, "gateway-1", tokens.listener("edge-2"), shown, reason)
+    _refused_in_both_versions(tokens, "gateway-1", tokens.listener("edge-2"), shown, reason)
 
 
 def test_a_flood_of_bad_tokens_is_not_noticed_by_others(plant: Plant, tokens: Tokens, measured: Any) -> None:
@@ -283,11 +285,8 @@ def test_a_flood_of_bad_tokens_is_not_noticed_by_others(plant: Plant, tokens: To
 def test_devices_of_another_identity_provider_come_in_by_its_key(plant: Plant, tokens: Tokens) -> None:
     """Its tokens name no device of devices.yml: a claim gives the id, another one the role."""
     key, now = ec.generate_private_key(ec.SECP256R1()), int(time.time())
-    numbers = key.public_key().public_numbers()
-    jwk = {"kty": "EC", "crv": "P-256", "kid": "one", "alg": "ES256"}
-    jwk |= {name: _base64url(getattr(numbers, name).to_bytes(32, "big")) for name in "xy"}
     file = plant.lab.site / "sso.jwks.json"
-    file.write_text(json.dumps({"keys": [jwk]}), encoding="utf-8")
+    file.write_text(json.dumps({"keys": [jwk(key.public_key(), kid="one", alg="ES256")]}), encoding="utf-8")
     said = {
         "iss": "https://sso.plant.example/realms/plant",
         "aud": "mqtt-broker",
@@ -299,8 +298,7 @@ def test_devices_of_another_identity_provider_come_in_by_its_key(plant: Plant, t
     }
 
     def sign(typ: str = "JWT", **other: object) -> Credentials:
-        body = _base64url(json.dumps(said | other).encode())
-        token = _forged(f".{body}", header={"alg": "ES256", "typ": typ, "kid": "one"}, key=key)
+        token = _forged(f".{encode_part(said | other)}", header={"alg": "ES256", "typ": typ, "kid": "one"}, key=key)
         return Credentials(username="kc-cart-7", password=token)
 
     def change(site: Site) -> None:
@@ -320,15 +318,15 @@ def test_devices_of_another_identity_provider_come_in_by_its_key(plant: Plant, t
     try:
         with other_site(plant, host, change):
             assert enter(where, sign()).accepted
-            _refused(tokens, "gateway-2", where, sign(aud="mqtts://plant.example"), "token-audience")
-            _refused(tokens, "gateway-2", where, sign(exp=now - 60), "token-expired")
+            _refused_in_both_versions(tokens, "gateway-2", where, sign(aud="mqtts://plant.example"), "token-audience")
+            _refused_in_both_versions(tokens, "gateway-2", where, sign(exp=now - 60), "token-expired")
             # In the name of the site's own service, with a key that is not its own.
             own = sign("at+jwt", iss=tokens.source("edge-2").issuer, aud="mqtts://plant.example", sub="edge-2")
-            _refused(tokens, "gateway-2", where, own, "token-key")
+            _refused_in_both_versions(tokens, "gateway-2", where, own, "token-key")
     finally:
         file.unlink()
     # As soon as the site does not name the provider any more.
-    _refused(tokens, "gateway-2", where, sign(), "token-issuer")
+    _refused_in_both_versions(tokens, "gateway-2", where, sign(), "token-issuer")
 
 
 # --- the service in trouble
@@ -341,7 +339,7 @@ def test_with_the_service_down_tokens_go_on_and_a_new_one_gives_a_clear_error(pl
         tokens.host.exec(["systemctl", "stop", "bednet-token-service.socket", "bednet-token-service.service"])
         assert own.publish("sensors/edge-1/temperature", b"21")
         assert enter(tokens.listener("edge-2"), tokens.credentials("edge-2", token)).accepted
-        error = tokens.refused("edge-2")
+        error = tokens.why_none("edge-2")
         assert (error.error, error.again) == ("temporarily_unavailable", True)
         assert "tokens that you have stay good" in str(error)
         # Gateways keep the keys that they have, and say so.
@@ -381,7 +379,7 @@ with sqlite3.connect(sys.argv[1]) as database:
 
 
 def _unavailable(tokens: Tokens, reason: str) -> None:
-    error = tokens.refused("edge-2")
+    error = tokens.why_none("edge-2")
     assert (error.error, error.again) == ("temporarily_unavailable", True)
     told = tokens.host.exec(["journalctl", "-u", "bednet-token-service", "-n", "20", "-o", "cat"]).stdout
     lines = [json.loads(line) for line in told.splitlines() if line.startswith("{")]

@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from tests.base64url import encode
+
 
 def number(value: int, size: int | None = None) -> str:
     """Return a number as base64url (RFC 7518, 2)."""
-    raw = value.to_bytes(size or (value.bit_length() + 7) // 8, "big")
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+    return encode(value.to_bytes(size or (value.bit_length() + 7) // 8, "big"))
 
 
 def jwk(key: Any, **more: object) -> dict[str, Any]:

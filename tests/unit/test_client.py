@@ -22,6 +22,7 @@ from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 
 from bednet.client import Token, TokenClient, TokenError, TokenSource, ace, oauthbearer
+from tests.base64url import decode
 from tests.unit.ca_home import START, make_home
 
 if TYPE_CHECKING:
@@ -83,11 +84,11 @@ def test_an_assertion_is_for_this_service_alone_and_new_each_time(bundles: Path,
         assert "Authorization" not in headers
         fields = dict(part.split("=", 1) for part in form.split("&"))
         header, payload, signature = fields["client_assertion"].split(".")
-        said = json.loads(base64.urlsafe_b64decode(payload + "=="))
+        said = json.loads(decode(payload))
         assert (said["iss"], said["sub"], said["aud"]) == ("private_key_jwt", "private_key_jwt", ISSUER)
         assert said["exp"] - said["iat"] == 60
         seen.add(said["jti"])
-        raw = base64.urlsafe_b64decode(signature + "==")
+        raw = decode(signature)
         pair = utils.encode_dss_signature(int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:], "big"))
         certificate = x509.load_pem_x509_certificate((bundles / "private_key_jwt/certificate.pem").read_bytes())
         key = certificate.public_key()

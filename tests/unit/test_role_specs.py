@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
-from bednet import ca, site, verify
+from bednet import ca, site
+from bednet.verify.task import Gateway
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path.parents[1] for path in ROOT.glob("roles/*/tasks/main.yml"))
@@ -209,7 +210,7 @@ def test_gateways_are_described_with_the_defaults_of_the_roles() -> None:
 
 def test_verify_expects_of_a_gateway_what_the_role_makes_of_one_by_default() -> None:
     defaults = _defaults(ROOT / "roles/mosquitto")
-    expected = verify.Gateway("gateway-1", "192.0.2.1", "gateway-1.plant.example")
+    expected = Gateway("gateway-1", "192.0.2.1", "gateway-1.plant.example")
     versions = ("1.2", "1.3")
     assert expected.mtls_port == defaults["mosquitto_mtls_port"]
     assert expected.password_port == (defaults["mosquitto_password_port"] or None)

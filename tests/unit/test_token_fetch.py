@@ -7,7 +7,6 @@ link where a user without rights was to leave a file.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import socket
@@ -26,6 +25,7 @@ from cryptography.x509.oid import NameOID
 
 from bednet import token_fetch
 from bednet.token_fetch import RefusedError, accept_jwks, accept_revocations
+from tests.base64url import encode, encode_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,10 +47,6 @@ EC_KEY, OTHER, ED_KEY = (
 )
 
 
-def encode(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
 def jwks() -> dict[str, Any]:
     numbers = EC_KEY.public_key().public_numbers()
     x = ED_KEY.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
@@ -65,7 +61,7 @@ def jwks() -> dict[str, Any]:
 
 def signed(claims: object = SAID, key: Any = EC_KEY, **header: object) -> bytes:
     first = {"alg": "ES256", "typ": "revocations+jwt", "kid": "ec"} | header
-    data = ".".join(encode(json.dumps(part).encode()) for part in (first, claims)).encode()
+    data = ".".join(map(encode_part, (first, claims))).encode()
     if isinstance(key, ed25519.Ed25519PrivateKey):
         signature = key.sign(data)
     else:

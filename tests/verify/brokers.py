@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from bednet.site import PROBE_OWN, PROBE_READ_ONLY, PROBE_WRITE_ONLY
-from bednet.verify import Gateway, Identity
+from bednet.verify.task import Gateway, Identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -10,7 +10,6 @@ changes what it wants otherwise. That the real ones look the same is for the sui
 
 from __future__ import annotations
 
-import base64
 import json
 import secrets
 import ssl
@@ -26,8 +25,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
-from bednet import verify
 from bednet.site import PROBE_OWN, PROBE_READ_ONLY, PROBE_WRITE_ONLY
+from bednet.verify import task
+from tests.base64url import encode, encode_part
 from tests.verify import brokers
 
 if TYPE_CHECKING:
@@ -59,12 +59,6 @@ class Answer(NamedTuple):
 INVALID_CLIENT = Answer(401, {"error": "invalid_client"})
 
 
-def base64url(content: object) -> str:
-    """Return JSON in base64url, or bytes so."""
-    data = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
 def server_context(pki: brokers.PKI, file: str = "tokens") -> ssl.SSLContext:
     """Return how a strict service speaks TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -83,7 +77,7 @@ def peer_of(connection: object) -> Peer | None:
         return None
     certificate = x509.load_der_x509_certificate(der)
     subject = str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
-    return Peer(subject, base64url(certificate.fingerprint(hashes.SHA256())))
+    return Peer(subject, encode(certificate.fingerprint(hashes.SHA256())))
 
 
 class _Running:
@@ -153,9 +147,9 @@ class Service(_Running):
     caching = "no-store"
 
     @property
-    def place(self) -> verify.Service:
+    def place(self) -> task.Service:
         """How it describes itself to `bednet verify`."""
-        return verify.Service("tokens:1", brokers.LOCAL, NAME, self.server.server_address[1], audiences=(OWN, OTHER))
+        return task.Service("tokens:1", brokers.LOCAL, NAME, self.server.server_address[1], audiences=(OWN, OTHER))
 
     def wraps(self, request: Any, context: ssl.SSLContext) -> Any:
         """Take a connection."""
@@ -200,13 +194,13 @@ class Service(_Running):
             "iat": now,
             "exp": now + SECONDS,
             "jti": secrets.token_hex(4),
-            "scope": base64url(self.scope(form)),
+            "scope": encode_part(self.scope(form)),
         }
         if peer is not None:
             claims["cnf"] = {"x5t#S256": peer.thumbprint}
         claims = self.claims(claims)
         text = (
-            f"{base64url({'alg': 'ES256', 'typ': self.typ, 'kid': 'one'})}.{base64url(claims)}.{base64url(b'signed')}"
+            f"{encode_part({'alg': 'ES256', 'typ': self.typ, 'kid': 'one'})}.{encode_part(claims)}.{encode(b'signed')}"
         )
         self.issued[text] = claims
         return Answer(200, {"access_token": text, "token_type": "Bearer", "expires_in": SECONDS})

@@ -7,7 +7,6 @@ at it fail. A strict one, the control, passes.
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 import ssl
@@ -22,8 +21,18 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from bednet import probe, verify
+from bednet import probe
 from bednet.probe import Credentials, Listener, Outcome
+from bednet.verify import run, task
+from bednet.verify.forgeries import Forgeries, false_certificate, make_forgeries
+from bednet.verify.gateway import GATEWAY_CHECKS, REACHABLE
+from bednet.verify.jws import read_part
+from bednet.verify.run import verify
+from bednet.verify.service import ANSWERING, SERVICE_CHECKS
+from bednet.verify.table import summary
+from bednet.verify.target import Purse, ServiceTarget, Target
+from bednet.verify.task import Gateway, Identity, Input
+from tests.base64url import decode, encode_part
 from tests.verify import brokers
 from tests.verify.services import (
     INVALID_CLIENT,
@@ -34,7 +43,6 @@ from tests.verify.services import (
     Door,
     Peer,
     Service,
-    base64url,
     bound,
     server_context,
     strict,
@@ -43,6 +51,8 @@ from tests.verify.services import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from bednet.verify.report import Report
 
 SERVER = ExtendedKeyUsageOID.SERVER_AUTH
 
@@ -63,17 +73,16 @@ def pki(made: brokers.PKI, tmp_path: Path) -> brokers.PKI:
     return replace(made, folder=tmp_path)
 
 
-def identity(pki: brokers.PKI) -> verify.Identity:
+def identity(pki: brokers.PKI) -> Identity:
     return replace(pki.identity(), other=Credentials(pki.folder / "other.pem", pki.folder / "other.key"))
 
 
-def look(pki: brokers.PKI, place: verify.Service, *gateways: verify.Gateway) -> verify.Report:
+def look(pki: brokers.PKI, place: task.Service, *gateways: Gateway) -> Report:
     canary = Credentials(pki.folder / "canary.pem", pki.folder / "canary.key")
-    task = verify.Input(gateways, identity(pki), canary, "all", (place,))
-    return verify.verify(task, started=brokers.now())
+    return verify(Input(gateways, identity(pki), canary, "all", (place,)), started=brokers.now())
 
 
-def failed(report: verify.Report) -> dict[str, str]:
+def failed(report: Report) -> dict[str, str]:
     return {result.check: result.evidence for result in report.results if not result.passed}
 
 
@@ -82,8 +91,8 @@ def test_verify_passes_on_a_strict_token_service(pki: brokers.PKI) -> None:
         report = look(pki, service.place)
     assert failed(report) == {}
     assert report.passed
-    assert [result.check for result in report.results] == [check.name for check in verify.SERVICE_CHECKS]
-    assert verify.summary(report).startswith("The net holds: 23 checks passed on 0 gateways and 1 token service in ")
+    assert [result.check for result in report.results] == [check.name for check in SERVICE_CHECKS]
+    assert summary(report).startswith("The net holds: 23 checks passed on 0 gateways and 1 token service in ")
     for path in ("probe.pem", "other.pem"):
         assert (pki.folder / path).exists()
     # The report is for anybody.
@@ -104,18 +113,18 @@ def test_a_token_service_that_is_down_is_no_failure_of_gateways(
     pki: brokers.PKI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their checks of tokens are left out where there is no token to show, and go by another host's where there is."""
-    of_tokens = [check for check in verify.CHECKS if check.name in AT_GATEWAYS]
-    monkeypatch.setattr(verify, "CHECKS", (verify.REACHABLE, *of_tokens))
-    monkeypatch.setattr(verify, "SERVICE_CHECKS", (verify.ANSWERING,))
+    of_tokens = [check for check in GATEWAY_CHECKS if check.name in AT_GATEWAYS]
+    monkeypatch.setattr(run, "GATEWAY_CHECKS", (REACHABLE, *of_tokens))
+    monkeypatch.setattr(run, "SERVICE_CHECKS", (ANSWERING,))
     with Service(pki) as service:
         down = service.place
     with ExitStack() as stack:
         service = stack.enter_context(Service(pki))
         mtls, passwords = (stack.enter_context(Door(service, strict, mtls=mtls)) for mtls in (True, False))
-        gateway = verify.Gateway("gateway-1", brokers.LOCAL, brokers.SERVER_NAME, mtls.port, passwords.port)
+        gateway = Gateway("gateway-1", brokers.LOCAL, brokers.SERVER_NAME, mtls.port, passwords.port)
         alone = look(pki, down, gateway)
-        task = verify.Input((gateway,), identity(pki), Credentials(), "all", (down, replace(service.place, name="up")))
-        beside = verify.verify(task, started=brokers.now())
+        both = down, replace(service.place, name="up")
+        beside = verify(Input((gateway,), identity(pki), Credentials(), "all", both), started=brokers.now())
     assert [(result.gateway, result.check, result.passed) for result in alone.results] == [
         ("gateway-1", "the gateway answers", True),
         (down.name, "the token service answers", False),
@@ -250,11 +259,7 @@ class Wide(Service):
 
     def scope(self, form: dict[str, str]) -> list[list[Any]]:
         asked = form.get("scope")
-        return (
-            super().scope(form)
-            if asked is None
-            else json.loads(base64.urlsafe_b64decode(asked + "=" * (-len(asked) % 4)))
-        )
+        return super().scope(form) if asked is None else json.loads(decode(asked))
 
 
 class Wider(Service):
@@ -392,7 +397,7 @@ def test_verify_looks_at_the_tls_of_a_token_service(
         (
             {"dns": ["elsewhere.plant.example"]},
             # With who is not trusted nobody speaks.
-            {check.name for check in verify.SERVICE_CHECKS} - WITHOUT_TRUST,
+            {check.name for check in SERVICE_CHECKS} - WITHOUT_TRUST,
             "not in the certificate",
         ),
         (
@@ -415,18 +420,18 @@ def test_verify_looks_at_the_certificate_of_a_token_service(
 def test_verify_sees_that_certificates_of_any_ca_are_taken(pki: brokers.PKI, monkeypatch: pytest.MonkeyPatch) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     name, subject = brokers._name("another CA"), brokers._name(brokers.PROBE)
-    root = verify._false_certificate(name, name, key, key, ca=True)
+    root = false_certificate(name, name, key, key, ca=True)
     leaf_key = ec.generate_private_key(ec.SECP256R1())
-    leaf = verify._false_certificate(subject, name, leaf_key, key)
+    leaf = false_certificate(subject, name, leaf_key, key)
     (pki.folder / "false.pem").write_bytes(brokers.pem(leaf))
     brokers.write_key(pki.folder / "false.key", leaf_key)
     forged = Credentials(pki.folder / "false.pem", pki.folder / "false.key")
 
     @contextmanager
-    def forgeries(_: verify.Identity) -> Iterator[verify.Forgeries]:
-        yield verify.Forgeries(forged, forged, forged)
+    def forgeries(_: Identity) -> Iterator[Forgeries]:
+        yield Forgeries(forged, forged, forged)
 
-    monkeypatch.setattr(verify, "_forgeries", forgeries)
+    monkeypatch.setattr(run, "make_forgeries", forgeries)
     context = server_context(pki)
     with Service(pki, context) as service:
         assert failed(look(pki, service.place)) == {}
@@ -464,7 +469,7 @@ def no_signature(service: Service, peer: Peer | None, password: str | None) -> b
     # What it says of itself counts.
     if password is None or password.count(".") != 2:
         return strict(service, peer, password)
-    said = verify._read_part(password.split(".")[1])
+    said = read_part(password.split(".")[1])
     return said["aud"] == SITE and bound(said, peer)
 
 
@@ -505,14 +510,14 @@ def test_verify_fails_exactly_where_a_gateway_is_lax_with_tokens(
 
 def failed_at_a_gateway(pki: brokers.PKI, service: Service, mtls: Door, passwords: Door) -> dict[str, str]:
     """Run the checks that are about tokens against a gateway; all of them must be there."""
-    gateway = verify.Gateway("gateway-1", brokers.LOCAL, brokers.SERVER_NAME, mtls.port, passwords.port)
-    with verify._forgeries(identity(pki)) as forgeries:
-        purse = verify.Purse()
-        purse.services.append(verify.ServiceTarget(service.place, identity(pki), forgeries, purse))
-        target = verify.Target(gateway, identity(pki), Credentials(), forgeries, purse)
-        checks = [check for check in verify.CHECKS if check.name in AT_GATEWAYS and check.applies(target)]
+    gateway = Gateway("gateway-1", brokers.LOCAL, brokers.SERVER_NAME, mtls.port, passwords.port)
+    with make_forgeries(identity(pki)) as forgeries:
+        purse = Purse()
+        purse.services.append(ServiceTarget(service.place, identity(pki), forgeries, purse))
+        target = Target(gateway, identity(pki), Credentials(), forgeries, purse)
+        checks = [check for check in GATEWAY_CHECKS if check.name in AT_GATEWAYS and check.applies(target)]
         assert {check.name for check in checks} == AT_GATEWAYS
-        results = [verify._run(check, target, time.monotonic() + 20) for check in checks]
+        results = [run._run(check, target, time.monotonic() + 20) for check in checks]
     return {result.check: result.evidence for result in results if not result.passed}
 
 
@@ -535,18 +540,16 @@ def test_without_a_token_nothing_is_proven_at_a_gateway(pki: brokers.PKI) -> Non
 
 
 def test_a_site_without_a_token_service_has_no_checks_of_tokens(pki: brokers.PKI) -> None:
-    gateway = verify.Gateway("gateway-1", brokers.LOCAL, brokers.SERVER_NAME)
-    with verify._forgeries(identity(pki)) as forgeries:
-        purse = verify.Purse()
-        purse.services.append(
-            verify.ServiceTarget(verify.Service("t", "192.0.2.1", NAME), identity(pki), forgeries, purse)
-        )
+    gateway = Gateway("gateway-1", brokers.LOCAL, brokers.SERVER_NAME)
+    with make_forgeries(identity(pki)) as forgeries:
+        purse = Purse()
+        purse.services.append(ServiceTarget(task.Service("t", "192.0.2.1", NAME), identity(pki), forgeries, purse))
         for target in (
-            verify.Target(gateway, identity(pki), Credentials(), forgeries),
+            Target(gateway, identity(pki), Credentials(), forgeries),
             # Stock Mosquitto has no tokens.
-            verify.Target(replace(gateway, access_control="acl_file"), identity(pki), Credentials(), forgeries, purse),
+            Target(replace(gateway, access_control="acl_file"), identity(pki), Credentials(), forgeries, purse),
         ):
-            assert not any(check.name in AT_GATEWAYS and check.applies(target) for check in verify.CHECKS)
+            assert not any(check.name in AT_GATEWAYS and check.applies(target) for check in GATEWAY_CHECKS)
 
 
 # --- the probe
@@ -625,6 +628,6 @@ def test_an_answer_that_is_odd_is_read_as_what_it_is(answer: bytes, outcome: Out
 
 
 def test_a_token_reads_as_it_was_written() -> None:
-    assert verify._read_part(base64url({"a": 1})) == {"a": 1}
-    for broken in ("", "!", base64url([1]), base64url(b"\xff")):
-        assert verify._read_part(broken) == {}
+    assert read_part(encode_part({"a": 1})) == {"a": 1}
+    for broken in ("", "!", encode_part([1]), encode_part(b"\xff")):
+        assert read_part(broken) == {}

@@ -22,14 +22,24 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from rich.console import Console
 
-from bednet import verify
 from bednet.probe import Credentials
+from bednet.verify import run
+from bednet.verify.check import LAYERS
+from bednet.verify.gateway import GATEWAY_CHECKS, REACHABLE
+from bednet.verify.report import Report, Result, read_report
+from bednet.verify.run import verify
+from bednet.verify.service import SERVICE_CHECKS
+from bednet.verify.table import summary, table
+from bednet.verify.task import Gateway, Input, Scope, VerifyError, read_input
+from bednet.verify.verdict import Verdict
 from testbed.lab import Lab
 from tests.verify import brokers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+
+    from bednet.verify.target import Target
 
 SERVER = ExtendedKeyUsageOID.SERVER_AUTH
 CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
@@ -91,12 +101,12 @@ def local(tmp_path: Path) -> brokers.PKI:
     return brokers.PKI.make(tmp_path, brokers.now())
 
 
-def task(pki: brokers.PKI, *gateways: verify.Gateway, checks: verify.Scope = "all") -> verify.Input:
+def task(pki: brokers.PKI, *gateways: Gateway, checks: Scope = "all") -> Input:
     canary = Credentials(pki.folder / "canary.pem", pki.folder / "canary.key")
-    return verify.Input(gateways, pki.identity(), canary, checks)
+    return Input(gateways, pki.identity(), canary, checks)
 
 
-def failed(report: verify.Report) -> dict[str, str]:
+def failed(report: Report) -> dict[str, str]:
     """Return the failed checks with their evidence."""
     return {result.check: result.evidence for result in report.results if not result.passed}
 
@@ -105,11 +115,11 @@ def failed(report: verify.Report) -> dict[str, str]:
 def test_verify_passes_on_a_strict_broker(stage: brokers.Stage, pki: brokers.PKI) -> None:
     ports = brokers.Ports.some()
     with stage.run(pki.folder, ports, brokers.configuration(ports)):
-        report = verify.verify(task(pki, ports.gateway(address=stage.address)), started=brokers.now())
+        report = verify(task(pki, ports.gateway(address=stage.address)), started=brokers.now())
     assert failed(report) == {}
     assert report.passed
     # Those about pre-shared keys and tokens need the plugin: the suites run them on the deployed lab.
-    left_out = {check.name for check in verify.CHECKS} - {result.check for result in report.results}
+    left_out = {check.name for check in GATEWAY_CHECKS} - {result.check for result in report.results}
     assert all("pre-shared key" in name or " token" in name for name in left_out)
     assert len(left_out) == 9
 
@@ -123,14 +133,14 @@ def websockets(port: int, acl_file: str = "acl") -> str:
     )
 
 
-def verify_websockets(stage: brokers.Stage, pki: brokers.PKI, *, openssl: str = "", **how: Any) -> verify.Report:
+def verify_websockets(stage: brokers.Stage, pki: brokers.PKI, *, openssl: str = "", **how: Any) -> Report:
     """Verify a broker that has a WebSockets listener; its port is 9001."""
     ports = brokers.Ports.some()
     gateway = replace(ports.gateway(address=stage.address), websockets_port=9001)
     acl_file = how.pop("acl_file", "acl")
     text = brokers.configuration(ports, more=websockets(9001, acl_file), **how)
     with stage.run(pki.folder, ports, text, openssl):
-        return verify.verify(task(pki, gateway), started=brokers.now())
+        return verify(task(pki, gateway), started=brokers.now())
 
 
 @pytest.mark.lab
@@ -420,7 +430,7 @@ def test_verify_fails_exactly_where_a_broker_is_lax(stage: brokers.Stage, pki: b
         max_packet_size=lax.max_packet_size,
     )
     with stage.run(pki.folder, ports, text):
-        report = verify.verify(task(pki, ports.gateway(address=stage.address)), started=brokers.now())
+        report = verify(task(pki, ports.gateway(address=stage.address)), started=brokers.now())
     assert not report.passed
     found = failed(report)
     assert any(lax.sees in evidence for evidence in found.values()), found
@@ -451,14 +461,14 @@ def test_the_few_checks_that_end_a_deployment_bite(stage: brokers.Stage, pki: br
     ports = brokers.Ports.some()
     text = brokers.configuration(ports, both=lax.both, mtls=lax.mtls, password=lax.password, more=lax.more(ports))
     with stage.run(pki.folder, ports, text):
-        report = verify.verify(task(pki, ports.gateway(address=stage.address), checks="bite"), started=brokers.now())
+        report = verify(task(pki, ports.gateway(address=stage.address), checks="bite"), started=brokers.now())
     assert not report.passed
     assert BITES[what] in failed(report)
-    assert len(report.results) < len(verify.CHECKS)
+    assert len(report.results) < len(GATEWAY_CHECKS)
 
 
 def test_a_gateway_that_is_down_is_one_clear_failure(local: brokers.PKI) -> None:
-    report = verify.verify(task(local, brokers.Ports.some().gateway()), started=brokers.now())
+    report = verify(task(local, brokers.Ports.some().gateway()), started=brokers.now())
     assert not report.passed
     assert [result.check for result in report.results] == ["the gateway answers"]
     assert "connection refused" in report.results[0].evidence
@@ -475,7 +485,7 @@ def mute() -> Iterator[brokers.Ports]:
 
 
 def test_a_gateway_that_says_nothing_fails_in_bounded_time(local: brokers.PKI, mute: brokers.Ports) -> None:
-    report = verify.verify(task(local, mute.gateway()), started=brokers.now())
+    report = verify(task(local, mute.gateway()), started=brokers.now())
     assert [result.check for result in report.results] == ["the gateway answers"]
     assert "no answer in time" in report.results[0].evidence
     assert report.seconds < 12
@@ -508,7 +518,7 @@ def yes_man() -> Iterator[brokers.Ports]:
 
 
 def test_a_server_that_says_yes_to_everything_does_not_pass(local: brokers.PKI, yes_man: brokers.Ports) -> None:
-    report = verify.verify(task(local, yes_man.gateway()), started=brokers.now())
+    report = verify(task(local, yes_man.gateway()), started=brokers.now())
     assert not report.passed
     assert "does not speak TLS" in failed(report)["the gateway answers"]
 
@@ -521,7 +531,7 @@ def test_one_lax_gateway_among_good_ones_fails_the_report(stage: brokers.Stage, 
         stage.run(pki.folder, bad, brokers.configuration(bad, mtls={"crlfile": None})),
     ):
         gateways = good.gateway("good", stage.address), bad.gateway("bad", stage.address)
-        report = verify.verify(task(pki, *gateways), started=brokers.now())
+        report = verify(task(pki, *gateways), started=brokers.now())
     assert not report.passed
     assert {(result.gateway, result.check) for result in report.results if not result.passed} == {
         ("bad", "a revoked certificate is refused as revoked")
@@ -529,12 +539,12 @@ def test_one_lax_gateway_among_good_ones_fails_the_report(stage: brokers.Stage, 
     assert report.seconds < 15
 
 
-def result(**changes: Any) -> verify.Result:
-    return replace(verify.Result("encryption", "the gateway answers", "gateway-1", "speaks TLS", True), **changes)
+def result(**changes: Any) -> Result:
+    return replace(Result("encryption", "the gateway answers", "gateway-1", "speaks TLS", True), **changes)
 
 
-def report_of(*results: verify.Result, expected: dict[str, int] | None = None) -> verify.Report:
-    return verify.Report(brokers.now(), 1.0, "all", {"gateway-1": 1} if expected is None else expected, results)
+def report_of(*results: Result, expected: dict[str, int] | None = None) -> Report:
+    return Report(brokers.now(), 1.0, "all", {"gateway-1": 1} if expected is None else expected, results)
 
 
 @pytest.mark.parametrize(
@@ -549,9 +559,9 @@ def report_of(*results: verify.Result, expected: dict[str, int] | None = None) -
     ],
     ids=["nothing ran", "a check is missing", "a gateway is missing", "no check for a gateway", "no gateway", "failed"],
 )
-def test_a_report_passes_only_if_everything_ran(report: verify.Report, words: str) -> None:
+def test_a_report_passes_only_if_everything_ran(report: Report, words: str) -> None:
     assert not report.passed
-    assert words in verify.summary(report)
+    assert words in summary(report)
 
 
 def test_a_report_with_all_results_passes() -> None:
@@ -561,38 +571,38 @@ def test_a_report_with_all_results_passes() -> None:
 def test_a_check_that_breaks_is_a_failure_and_not_a_traceback(
     local: brokers.PKI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_: verify.Target) -> verify.Verdict:
+    def broken(_: Target) -> Verdict:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(verify, "REACHABLE", replace(verify.REACHABLE, run=broken))
-    report = verify.verify(task(local, brokers.Ports.some().gateway()), started=brokers.now())
+    monkeypatch.setattr(run, "REACHABLE", replace(REACHABLE, run=broken))
+    report = verify(task(local, brokers.Ports.some().gateway()), started=brokers.now())
     assert "the check itself failed: ZeroDivisionError: oops" in failed(report)["the gateway answers"]
 
 
 def test_a_gateway_cannot_speak_to_the_terminal() -> None:
-    assert verify.Verdict(False, "reason \x1b[2J\x07 of its own").evidence == "reason \ufffd[2J\ufffd of its own"
-    assert len(verify.Verdict(False, "x" * 100_000).evidence) == 1003
+    assert Verdict(False, "reason \x1b[2J\x07 of its own").evidence == "reason \ufffd[2J\ufffd of its own"
+    assert len(Verdict(False, "x" * 100_000).evidence) == 1003
 
 
 def test_a_report_survives_its_file(tmp_path: Path) -> None:
     report = report_of(result(), result(check="another", passed=False))
     report.write(tmp_path / "report.json")
-    assert verify.read_report(tmp_path / "report.json") == report
+    assert read_report(tmp_path / "report.json") == report
 
 
 def test_a_report_is_readable_at_100_columns() -> None:
     console = Console(width=100, record=True, file=io.StringIO())
-    checks = [(check.name, check.layer) for check in verify.CHECKS]
-    services = [(check.name, check.layer) for check in verify.SERVICE_CHECKS]
+    checks = [(check.name, check.layer) for check in GATEWAY_CHECKS]
+    services = [(check.name, check.layer) for check in SERVICE_CHECKS]
     results = [result(check=name, layer=layer) for name, layer in checks]
     results += [result(check=name, layer=layer, gateway="gateway-1:8443") for name, layer in services]
-    console.print(verify.table(report_of(*results)))
+    console.print(table(report_of(*results)))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 100
     for name, _ in (*checks, *services):
         assert name.split()[0] in text
     # Each layer and each check once, whoever it was held against.
-    assert [text.count(f" {layer} ") for layer in verify.LAYERS] == [1] * len(verify.LAYERS)
+    assert [text.count(f" {layer} ") for layer in LAYERS] == [1] * len(LAYERS)
     assert sum("CBC ciphers" in line for line in text.splitlines()) == 1
 
 
@@ -619,7 +629,7 @@ def written(pki: brokers.PKI, **changes: Any) -> Path:
 
 
 def test_input_is_read_with_its_defaults(local: brokers.PKI) -> None:
-    read = verify.read_input(written(local))
+    read = read_input(written(local))
     assert read.gateways[0].mtls_port == 8883
     assert brokers.PASSWORD not in repr(read)
 
@@ -646,7 +656,7 @@ GATEWAY = {"name": "g", "address": "192.0.2.1", "server_name": "g.plant.example"
 def test_the_usual_ports_of_listeners_that_are_off_must_be_closed(
     local: brokers.PKI, listeners: dict[str, Any], off: tuple[int, ...]
 ) -> None:
-    assert verify.read_input(written(local, gateways=[{**GATEWAY, **listeners}])).gateways[0].off == off
+    assert read_input(written(local, gateways=[{**GATEWAY, **listeners}])).gateways[0].off == off
 
 
 @pytest.mark.parametrize(
@@ -677,12 +687,12 @@ def test_the_usual_ports_of_listeners_that_are_off_must_be_closed(
     ],
 )
 def test_input_that_cannot_be_used_is_refused(local: brokers.PKI, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(verify.VerifyError, match=message):
-        verify.read_input(written(local, **changes))
+    with pytest.raises(VerifyError, match=message):
+        read_input(written(local, **changes))
 
 
 def test_an_empty_password_file_is_refused(local: brokers.PKI) -> None:
     path = written(local)
     (local.folder / "password").write_text("\n")
-    with pytest.raises(verify.VerifyError, match="the password file is empty"):
-        verify.read_input(path)
+    with pytest.raises(VerifyError, match="the password file is empty"):
+        read_input(path)

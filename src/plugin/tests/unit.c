@@ -1258,6 +1258,10 @@ static void test_tokens(void)
 	CHECK(memcmp(token->grants->list[0].filter, "sensors/x-1/#", 13) == 0);
 	CHECK(memcmp(token->grants->list[1].filter, "halls/h/d", 9) == 0);
 	token__free(token);
+	/* Where nobody has said so, a text is one role. */
+	CHECK(reason_of(&store, &cache, a_token_of("{\"alg\":\"ES256\",\"kid\":\"1\"}", "{\"iss\":\"" ISS_FOREIGN "\",\"sub\":\"1\","
+			"\"aud\":\"mqtts://plant\",\"iat\":100000,\"exp\":100009,\"hall\":\"h\",\"a\":{\"roles\":\"a sensor\",\"desk\":\"d\"}}",
+			keys[KEY_EC])) == REASON_TOKEN_CLAIMS);
 	/* More keys than are kept ready do no harm. */
 	for(i = 0; i < 2 * TOKEN_KEYS; i++){
 		CHECK(reason_of(&store, &cache, a_token("tok-1", TOKEN_TIME + 9, SCOPE)) == REASON_NONE);
@@ -1281,16 +1285,46 @@ static enum reason cloud_token(struct store *store, struct token_keys *cache, co
 }
 
 
+struct cloud_case {
+	const char *claims; /* or a part of them */
+	bool found; /* whether they lead to x-1 and its role; else to nobody */
+};
+
+
+/* Tokens of ISS_CLOUD with the claims of each case, between two texts. */
+static void check_cloud(const struct cloud_case *cases, size_t count, const char *before, const char *after)
+{
+	struct writer writer = write_store();
+	struct store store;
+	struct token_keys cache = {0};
+	struct token *token;
+	char text[512];
+	size_t i;
+
+	CHECK(store__open(&store, folder, text, sizeof(text)));
+	for(i = 0; i < count; i++){
+		enum reason reason;
+
+		(void)snprintf(text, sizeof(text), "%s%s%s", before, cases[i].claims, after);
+		reason = cloud_token(&store, &cache, text, &token);
+		CHECK(reason == (cases[i].found ? REASON_NONE : REASON_TOKEN_CLAIMS));
+		CHECK(!token || strcmp(token->id, "x-1") == 0);
+		token__free(token);
+	}
+	token__forget_keys(&cache);
+	store__close(&store);
+	mdb_env_close(writer.env);
+	remove_store();
+}
+
+
 #define A_ROLE "\"r.a.b.roles\":\"sensor\""
 #define AN_ID "\"k.io.sa.name\":\"1\""
 
 /* "k.io.sa.name" leads to x-1, or nowhere. */
 static void test_dotted_paths(void)
 {
-	static const struct {
-		const char *claims;
-		bool found;
-	} cases[] = {
+	static const struct cloud_case cases[] = {
 		{"\"k.io\":{\"sa\":{\"name\":\"1\"}}", true},
 		{"\"k.io.sa\":{\"name\":\"1\"}", true},
 		{"\"k\":{\"io\":{\"sa\":{\"name\":\"1\"}}}", true},
@@ -1312,65 +1346,21 @@ static void test_dotted_paths(void)
 		{"\"k\":[{\"io\":{\"sa\":{\"name\":\"1\"}}}]", false},
 		{"\"\":{\"k\":{\"io\":{\"sa\":{\"name\":\"1\"}}}}", false},
 	};
-	struct writer writer = write_store();
-	struct store store;
-	struct token_keys cache = {0};
-	struct token *token;
-	char text[512];
-	size_t i;
 
-	CHECK(store__open(&store, folder, text, sizeof(text)));
-	for(i = 0; i < sizeof(cases) / sizeof(cases[0]); i++){
-		enum reason reason;
-
-		(void)snprintf(text, sizeof(text), A_ROLE ",%s", cases[i].claims);
-		reason = cloud_token(&store, &cache, text, &token);
-		CHECK(reason == (cases[i].found ? REASON_NONE : REASON_TOKEN_CLAIMS));
-		CHECK(!token || strcmp(token->id, "x-1") == 0);
-		token__free(token);
-	}
-	token__forget_keys(&cache);
-	store__close(&store);
-	mdb_env_close(writer.env);
-	remove_store();
+	check_cloud(cases, sizeof(cases) / sizeof(cases[0]), A_ROLE ",", "");
 }
 
 
 static void test_roles_in_one_text(void)
 {
-	static const struct {
-		const char *roles;
-		bool found;
-	} cases[] = {
+	static const struct cloud_case cases[] = {
 		{"\"sensor\"", true}, {"\"a sensor\"", true}, {"\"sensor b\"", true}, {"\"a  sensor b\"", true}, {"\" sensor \"", true},
 		{"[\"a\",\"sensor\"]", true}, {"[\"a sensor\"]", false}, {"\"sensors\"", false}, {"\"asensor\"", false},
 		{"\"a\\tsensor\"", false}, {"\"a,sensor\"", false}, {"\"Sensor\"", false}, {"\"\"", false}, {"\" \"", false},
 		{"{\"sensor\":1}", false}, {"1", false},
 	};
-	struct writer writer = write_store();
-	struct store store;
-	struct token_keys cache = {0};
-	struct token *token;
-	char text[512];
-	size_t i;
 
-	CHECK(store__open(&store, folder, text, sizeof(text)));
-	for(i = 0; i < sizeof(cases) / sizeof(cases[0]); i++){
-		enum reason reason;
-
-		(void)snprintf(text, sizeof(text), AN_ID ",\"r\":{\"a.b\":{\"roles\":%s}}", cases[i].roles);
-		reason = cloud_token(&store, &cache, text, &token);
-		CHECK(reason == (cases[i].found ? REASON_NONE : REASON_TOKEN_CLAIMS));
-		token__free(token);
-	}
-	/* Where nobody has said so, a text is one role. */
-	CHECK(reason_of(&store, &cache, a_token_of("{\"alg\":\"ES256\",\"kid\":\"1\"}", "{\"iss\":\"" ISS_FOREIGN "\",\"sub\":\"1\","
-			"\"aud\":\"mqtts://plant\",\"iat\":100000,\"exp\":100009,\"hall\":\"h\",\"a\":{\"roles\":\"a sensor\",\"desk\":\"d\"}}",
-			keys[KEY_EC])) == REASON_TOKEN_CLAIMS);
-	token__forget_keys(&cache);
-	store__close(&store);
-	mdb_env_close(writer.env);
-	remove_store();
+	check_cloud(cases, sizeof(cases) / sizeof(cases[0]), AN_ID ",\"r\":{\"a.b\":{\"roles\":", "}}");
 }
 
 

@@ -7,6 +7,8 @@ that is decided otherwise than the plugin does, and a test that can only hold be
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -172,6 +174,12 @@ def test_more_roles_than_a_token_can_have(folder: SiteFolder) -> None:
         device = TokenDevice("keycloak", "kc-1", ("viewer",) * count)
         faults = list(token_faults(device, site.issuers, site.role_profiles))
         assert [fault.code for fault in faults] == ["token-role"] * wrong
+
+
+def test_the_plugin_counts_as_many_roles_of_a_token() -> None:
+    source = Path(__file__).parents[3] / "src/plugin/token.c"
+    stated = re.findall(r"^#define ROLES_MAX (\d+)\b", source.read_text(encoding="utf-8"), re.MULTILINE)
+    assert stated == [str(MOST_ROLES)]
 
 
 SHAPES: list[tuple[str, str, str]] = [
