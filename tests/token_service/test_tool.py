@@ -20,8 +20,10 @@ from bednet.token_service.migrations import upgrade
 from tests.token_service.plant import GATEWAY, ISSUER, SITE_AUDIENCE, UNIX, claims_of, compiled, secret_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from flask.testing import FlaskClient
 
 NO_SECRETS: dict[str, Any] = {"client_secrets": {}, "certificates": {}, "revoked_serials": {}}
 SECONDS = 1_800_000_000
@@ -199,6 +201,14 @@ def test_device_is_kept_out_until_the_site_lets_it_in_again(deployed: Run) -> No
         assert deployed.apply(lines)["reinstated"] == reinstated
 
 
+@pytest.fixture
+def client(deployed: Run) -> Iterator[FlaskClient]:
+    """Asks the service, whose tool `deployed` is."""
+    settings = config.parse(deployed.settings)
+    with contextlib.closing(Database.of(settings)) as database:
+        yield make_app(settings, database=database, now=lambda: deployed.now).test_client()
+
+
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
@@ -207,10 +217,8 @@ def test_device_is_kept_out_until_the_site_lets_it_in_again(deployed: Run) -> No
     ],
 )
 def test_device_that_shows_a_code_is_approved_or_denied(
-    deployed: Run, words: tuple[str, ...], answer: dict[str, Any]
+    deployed: Run, client: FlaskClient, words: tuple[str, ...], answer: dict[str, Any]
 ) -> None:
-    client = make_app(config.parse(deployed.settings), now=lambda: deployed.now).test_client()
-
     def post(path: str, **form: str) -> Any:
         return client.post(path, data={"client_id": "meter-1", **form}, environ_overrides={"gunicorn.socket": UNIX})
 
@@ -228,8 +236,7 @@ def test_device_that_shows_a_code_is_approved_or_denied(
     assert "no open request with this code" in text
 
 
-def test_code_of_another_device_is_not_approved(deployed: Run) -> None:
-    client = make_app(config.parse(deployed.settings), now=lambda: deployed.now).test_client()
+def test_code_of_another_device_is_not_approved(deployed: Run, client: FlaskClient) -> None:
     form = {"client_id": "meter-1"}
     asked: Any = client.post("/device_authorization", data=form, environ_overrides={"gunicorn.socket": UNIX}).json
     text = deployed("approve", asked["user_code"], "--device", "hmi-1", status=1)
