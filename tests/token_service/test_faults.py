@@ -377,6 +377,8 @@ def test_token_that_cannot_be_committed_is_not_given(plant: Plant, monkeypatch: 
         ("canceling statement due to lock timeout", "database-locked"),
         ("database or disk is full", "database-full"),
         ("could not extend file: No space left on device", "database-full"),
+        ("disk I/O error", "database-full"),
+        ("could not extend file: Disk quota exceeded", "database-full"),
         ("attempt to write a readonly database", "database-read-only"),
         ("cannot execute INSERT in a read-only transaction", "database-read-only"),
         ("no such table: tokens", "database-schema"),
