@@ -211,11 +211,11 @@ class Plant:
         sent = {**from_nginx(certificate), **(headers or {})}
         if authorization is not None:
             sent["Authorization"] = authorization
-        return (
-            (app or self.app)
-            .test_client()
-            .open(path, method=method, data=data, headers=sent, environ_overrides={"gunicorn.socket": socket}, **more)
-        )
+        client, environ = (app or self.app).test_client(), {"gunicorn.socket": socket}
+        response = client.open(path, method=method, data=data, headers=sent, environ_overrides=environ, **more)
+        if response.mimetype == "application/json" and isinstance(found := response.get_json(silent=True), dict):
+            self.sent.extend(found[name] for name in ("access_token", "device_code", "user_code") if name in found)
+        return response
 
     def post(self, path: str, data: Any = None, **arguments: Any) -> TestResponse:
         """Send a form."""

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bednet.token_service.service import Service
 from bednet.token_service.site import SecretHash
-from tests.token_service.plant import DEVICES, SECRETS, START, basic, claims_of, compiled, refused
+from tests.token_service.plant import DEVICES, SECRETS, START, basic, claims_of, compiled, refused, secret_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,6 +107,14 @@ def test_secret_of_a_revoked_device_is_refused(plant: Plant) -> None:
     refused(plant, plant.token_by_secret(), "invalid_client", "revoked", 401)
 
 
+def test_secret_that_was_replaced_opens_nothing(plant: Plant) -> None:
+    new = SECRETS["meter-1"].replace("s3cret", "n3w")
+    assert plant.token_by_secret().status_code == 200
+    plant.apply(client_secrets={device: secret_hash(new) for device in SECRETS})
+    refused(plant, plant.token_by_secret(), "invalid_client", "wrong-secret", 401)
+    assert plant.token_by_secret(secret=new).status_code == 200
+
+
 def test_device_without_a_secret_from_the_ca_is_refused(plant: Plant) -> None:
     plant.apply(client_secrets={})
     refused(plant, plant.token_by_secret(), "invalid_client", "no-secret-known", 401)
@@ -171,12 +180,13 @@ def test_parameters_in_the_url_are_refused_section_2_3_1(plant: Plant) -> None:
     refused(plant, response, "invalid_request", "parameters-in-url")
 
 
-def test_body_of_64_kilobytes_is_refused(plant: Plant) -> None:
-    response = plant.token_by_secret()
-    assert response.status_code == 200
-    form = {**GRANT, "scope": "A" * 65_536}
-    response = plant.post("/token", form, authorization=basic("meter-1", SECRETS["meter-1"]))
-    refused(plant, response, "invalid_request", "http-413", 413)
+@pytest.mark.parametrize(("size", "reason"), [(16_384, "scope-malformed"), (16_385, "http-413"), (65_536, "http-413")])
+def test_body_has_at_most_16_kib(plant: Plant, size: int, reason: str) -> None:
+    body = "grant_type=client_credentials&scope=".ljust(size, "A")
+    header, form = basic("meter-1", SECRETS["meter-1"]), "application/x-www-form-urlencoded"
+    response = plant.post("/token", body, authorization=header, content_type=form)
+    status, error = (413, "invalid_request") if reason == "http-413" else (400, "invalid_scope")
+    refused(plant, response, error, reason, status)
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])
@@ -197,6 +207,25 @@ def test_device_is_refused_from_the_second_of_its_end(plant: Plant) -> None:
     assert (response.json or {})["expires_in"] == 1
     plant.clock.now = START + 100
     refused(plant, plant.token("ends-1"), "invalid_client", "until", 401)
+
+
+@pytest.mark.parametrize("change", [{"revoked": "superseded"}, {"until": START + 10}, None])
+def test_what_happens_to_a_device_while_its_token_is_made_counts(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, change: dict[str, object] | None
+) -> None:
+    real = Service._granted
+    rows = [{**row, **(change or {})} if row["device"] == "edge-1" else row for row in DEVICES]
+
+    def meanwhile(*arguments: Any) -> Any:
+        plant.apply(compiled([row for row in rows if change or row["device"] != "edge-1"]))
+        return real(*arguments)
+
+    monkeypatch.setattr(Service, "_granted", meanwhile)
+    response = plant.token()
+    if change and "until" in change:
+        assert claims_of(response)["exp"] == START + 10
+    else:
+        refused(plant, response, "invalid_client", "revoked", 401)
 
 
 def test_unforeseen_error_tells_the_client_nothing(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,8 @@ import pytest
 import sqlalchemy as sa
 
 from bednet.token_service import onboarding
-from bednet.token_service.database import device_requests
+from bednet.token_service.database import Database, device_requests, meta
+from bednet.token_service.migrations import upgrade
 from tests.token_service.plant import (
     DEVICES,
     GATEWAY,
@@ -28,6 +30,8 @@ from tests.token_service.plant import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from werkzeug.test import TestResponse
 
     from tests.token_service.plant import Plant
@@ -332,9 +336,18 @@ def test_codes_are_stored_as_hashes(plant: Plant) -> None:
 
 
 def test_user_codes_are_many_section_6_1() -> None:
-    codes = {onboarding.new_user_code() for _ in range(500)}
-    assert len(codes) == 500
+    codes = [onboarding.new_user_code().replace("-", "") for _ in range(500)]
+    assert len(set(codes)) == 500
+    # Every letter of it may be any.
+    assert [set(place) for place in zip(*codes, strict=True)] == [set(onboarding.ALPHABET)] * onboarding.CODE_LETTERS
     assert len(onboarding.ALPHABET) ** onboarding.CODE_LETTERS > 2**34
+
+
+def test_device_codes_cannot_be_guessed_section_5_2() -> None:
+    codes = [onboarding.new_device_code() for _ in range(500)]
+    # 256 bits in base64url: the last letter holds four of them.
+    kinds = [len(set(place)) for place in zip(*codes, strict=True)]
+    assert (len(kinds), min(kinds[:-1]) > 32, kinds[-1]) == (43, True, 16)
 
 
 # The page (section 3.3)
@@ -399,6 +412,10 @@ def test_revoked_approver_is_refused(plant: Plant) -> None:
     rows = [{**row, "revoked": "superseded"} if row["device"] == "boss" else row for row in DEVICES]
     plant.apply(compiled(rows))
     refused_page(plant, plant.get("/device", certificate=plant.certificate("boss")), "revoked")
+    plant.apply(
+        compiled([{**row, "until": START, "reinstated": START} if row["device"] == "boss" else row for row in DEVICES])
+    )
+    refused_page(plant, plant.get("/device", certificate=plant.certificate("boss")), "until")
     plant.apply(compiled([row for row in DEVICES if row["device"] != "boss"]))
     refused_page(plant, plant.get("/device", certificate=plant.certificate("boss")), "unknown-client")
 
@@ -417,6 +434,17 @@ def test_form_of_another_approver_is_refused(make_plant: Any) -> None:
     plant = make_plant(approvers=["boss", "watcher"])
     asked = ask(plant)
     refused_page(plant, submit(plant, "approve", asked["user_code"], form={"csrf": csrf(plant, "watcher")}), "csrf")
+
+
+def test_form_of_another_service_is_refused(plant: Plant, tmp_path: Path) -> None:
+    other = Database(f"sqlite:///{tmp_path}/other.db")
+    upgrade(other)
+    with contextlib.closing(other), other.reading() as connection:
+        theirs = connection.execute(sa.select(meta.c.value).where(meta.c.name == "form-key")).scalar()
+    mine = csrf(plant)
+    with plant.database.writing() as connection:
+        connection.execute(meta.update().where(meta.c.name == "form-key").values(value=theirs))
+    refused_page(plant, submit(plant, "look", ask(plant)["user_code"], form={"csrf": mine}), "csrf")
 
 
 def test_form_of_another_site_is_refused(plant: Plant) -> None:
@@ -462,6 +490,14 @@ def test_codes_cannot_be_tried_out_section_5_1(plant: Plant) -> None:
     assert submit(plant, "approve", asked["user_code"]).status_code == 200
 
 
+def test_wrong_ids_beside_a_right_code_count_as_tries(plant: Plant) -> None:
+    asked = ask(plant)
+    for _ in range(10):
+        assert submit(plant, "approve", asked["user_code"], "meter-2").status_code == 400
+    assert submit(plant, "approve", asked["user_code"]).status_code == 429
+    refused_as_pending(plant, asked)
+
+
 def test_right_codes_do_not_count_as_tries(plant: Plant) -> None:
     asked = ask(plant)
     for _ in range(15):
@@ -473,6 +509,19 @@ def test_decision_is_made_once(plant: Plant) -> None:
     submit(plant, "deny", asked["user_code"])
     assert submit(plant, "approve", asked["user_code"]).status_code == 400
     refused(plant, poll(plant, asked["device_code"]), "access_denied", "access-denied")
+
+
+def test_two_who_decide_at_once_decide_once(plant: Plant) -> None:
+    """Over PostgreSQL both may have found the request open."""
+    asked = ask(plant)
+    with plant.database.writing() as connection:
+        request = onboarding.find(connection, asked["user_code"], START)
+        assert request is not None
+        assert not onboarding.take(connection, request)
+        decided = [
+            onboarding.decide(connection, request, approved=approved, approver="boss") for approved in (False, True)
+        ]
+        assert (decided, onboarding.take(connection, request)) == ([True, False], False)
 
 
 @pytest.mark.parametrize("form", [{"action": "x"}, {"action": ""}, {"user_code": ""}])

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from bednet.token_service import clock, database, keys, revocation
 from bednet.token_service.database import Database, tokens
-from tests.token_service.plant import START, certificate, refused
+from tests.token_service.plant import START, certificate, claims_of, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,6 +72,27 @@ def test_clock_that_jumped_back_behind_the_newest_token_signs_nothing(plant: Pla
         # When the clock is right again, it goes on.
         plant.clock.now = START + 100_000
         assert plant.token().status_code == 200
+
+
+@pytest.mark.parametrize(("ahead", "status"), [(29, 200), (30, 503)])
+def test_cutoff_far_ahead_of_the_clock_stops_the_tokens_of_its_device(plant: Plant, ahead: int, status: int) -> None:
+    with plant.database.writing() as connection:
+        revocation.revoke_device(plant.database, connection, "edge-1", START + ahead)
+    response = plant.token()
+    assert response.status_code == status
+    if status == 200:
+        assert claims_of(response)["iat"] == START + ahead + 1
+    else:
+        unavailable(plant, response, "clock")
+    assert plant.token("edge-2").status_code == 200
+
+
+def test_token_that_would_begin_when_its_device_ends_is_not_issued(plant: Plant) -> None:
+    plant.clock.now = START + 99
+    with plant.database.writing() as connection:
+        revocation.revoke_device(plant.database, connection, "ends-1", START + 99)
+    unavailable(plant, plant.token("ends-1"), "clock")
+    assert recorded(plant) == 0
 
 
 def test_revocation_list_is_not_signed_with_a_wrong_clock(plant: Plant) -> None:
@@ -134,6 +155,12 @@ def test_key_whose_file_is_gone_signs_nothing(plant: Plant) -> None:
 def test_key_that_is_broken_signs_nothing(plant: Plant, content: str) -> None:
     (path,) = plant.settings.keys_dir.iterdir()
     path.write_text(content)
+    unavailable(plant, plant.token(), "signing-key")
+
+
+def test_retired_key_signs_nothing_when_the_new_one_is_gone(plant: Plant) -> None:
+    new = plant.rotate(sign_after=0, retire_after=0)["kid"]
+    (plant.settings.keys_dir / f"{new}.pem").unlink()
     unavailable(plant, plant.token(), "signing-key")
 
 
@@ -377,6 +404,8 @@ def test_token_that_cannot_be_committed_is_not_given(plant: Plant, monkeypatch: 
         ("canceling statement due to lock timeout", "database-locked"),
         ("database or disk is full", "database-full"),
         ("could not extend file: No space left on device", "database-full"),
+        ("disk I/O error", "database-full"),
+        ("could not extend file: Disk quota exceeded", "database-full"),
         ("attempt to write a readonly database", "database-read-only"),
         ("cannot execute INSERT in a read-only transaction", "database-read-only"),
         ("no such table: tokens", "database-schema"),

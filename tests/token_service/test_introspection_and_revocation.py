@@ -10,7 +10,9 @@ import pytest
 import sqlalchemy as sa
 
 from bednet.token_service import jose, keys, revocation
+from bednet.token_service.app import make_app
 from bednet.token_service.database import cutoffs, tokens
+from tests.token_service.conftest import settings_of
 from tests.token_service.plant import (
     DEVICES,
     ISSUER,
@@ -86,9 +88,15 @@ def test_who_is_neither_device_nor_introspector_is_refused_section_2_1(plant: Pl
     refused(plant, response, "invalid_client", reason, 401)
 
 
-def test_without_authentication_nobody_is_told_anything_section_2_1(plant: Plant) -> None:
-    response = plant.post("/introspect", {"token": text_of(plant.token())})
+@pytest.mark.parametrize("path", ["/introspect", "/revoke"])
+@pytest.mark.parametrize("named", [{}, {"client_id": "meter-1"}])
+def test_without_authentication_nobody_is_told_anything_section_2_1(
+    plant: Plant, path: str, named: dict[str, str]
+) -> None:
+    """Nor who names a device that may begin with its name alone elsewhere (RFC 8628, 3.1)."""
+    response = plant.post(path, {"token": text_of(plant.token_by_secret()), **named})
     refused(plant, response, "invalid_client", "no-authentication", 401)
+    assert listed(plant)["tokens"] == []
 
 
 def test_revoked_introspector_is_refused(plant: Plant) -> None:
@@ -100,6 +108,17 @@ def test_revoked_introspector_is_refused(plant: Plant) -> None:
 
 def test_introspector_gets_no_token(plant: Plant) -> None:
     refused(plant, plant.token("watcher"), "invalid_client", "wrong-method", 401)
+
+
+@pytest.mark.parametrize("path", ["/introspect", "/revoke"])
+def test_device_that_is_out_of_service_is_told_nothing_and_ends_nothing(plant: Plant, path: str) -> None:
+    rows = [{**row, "revoked": "superseded"} if row["device"] == "edge-1" else row for row in DEVICES]
+    tokens_of = {device: text_of(plant.token(device)) for device in ("edge-1", "ends-1")}
+    plant.apply(compiled(rows))
+    plant.clock.now = START + 100
+    for device, reason in (("edge-1", "revoked"), ("ends-1", "until")):
+        refused(plant, ask(plant, path, tokens_of[device], device), "invalid_client", reason, 401)
+    assert listed(plant)["tokens"] == []
 
 
 def test_token_is_active_to_the_last_second(plant: Plant) -> None:
@@ -126,6 +145,14 @@ def test_token_that_was_changed_is_inactive(plant: Plant) -> None:
     other = text_of(plant.token()).split(".")[1]
     assert ask(plant, "/introspect", f"{header}.{other}.{signature}").json == INACTIVE
     assert ask(plant, "/introspect", f"{header}.{claims}.{signature}").json != INACTIVE
+
+
+def test_token_that_was_issued_under_another_name_of_the_service_is_inactive(plant: Plant) -> None:
+    token = text_of(plant.token())
+    renamed = settings_of(plant.log.parent, issuer="https://other.plant.example")
+    form = {"client_id": "edge-1", "token": token}
+    there = make_app(renamed, database=plant.database, now=plant.clock)
+    assert plant.post("/introspect", form, certificate=plant.certificate("edge-1"), app=there).json == INACTIVE
 
 
 def test_revocation_list_is_no_access_token(plant: Plant) -> None:

@@ -13,12 +13,14 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from bednet.token_service import jose, revocation, site
 from tests.base64url import decode, encode, encode_part
 from tests.token_service.plant import (
+    DEVICES,
     GATEWAY,
     ISSUER,
     SITE_AUDIENCE,
     START,
     certified,
     claims_of,
+    compiled,
     refused,
     thumbprint,
 )
@@ -146,6 +148,16 @@ def test_jti_in_another_token_of_the_device_is_refused(plant: Plant) -> None:
     assert plant.token_by_assertion(plant.assertion(jti="same")).status_code == 200
     response = plant.token_by_assertion(plant.assertion(jti="same", exp=START + 90))
     refused(plant, response, "invalid_client", "assertion-replayed", 401)
+
+
+def test_jti_of_another_device_is_nobody_elses(plant: Plant) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    pump_2 = {"device": "pump-2", "authentication": ["token"], "token": "private_key_jwt"}
+    certificates = {**plant.secrets()["certificates"], "pump-2": certified(key, "pump-2")}
+    plant.apply(compiled(sorted([*DEVICES, pump_2], key=lambda row: str(row["device"]))), certificates=certificates)
+    assert plant.token_by_assertion(plant.assertion(jti="same")).status_code == 200
+    other = plant.assertion(key=key, iss="pump-2", sub="pump-2", jti="same")
+    assert plant.token_by_assertion(other).status_code == 200
 
 
 def test_replay_of_a_refused_request_is_refused(plant: Plant) -> None:
@@ -367,6 +379,11 @@ def test_former_key_may_be_of_another_kind(plant: Plant) -> None:
 def test_former_key_of_the_device_is_refused(plant: Plant) -> None:
     plant.apply(certificates={"pump-1": certified(ec.generate_private_key(ec.SECP256R1()))})
     refused(plant, plant.token_by_assertion(), "invalid_client", "assertion-signature", 401)
+
+
+def test_key_of_a_revoked_device_is_refused(plant: Plant) -> None:
+    plant.apply(compiled([{**row, "revoked": "superseded"} if row["device"] == "pump-1" else row for row in DEVICES]))
+    refused(plant, plant.token_by_assertion(), "invalid_client", "revoked", 401)
 
 
 def test_device_whose_key_the_ca_has_not_handed_over_is_refused(plant: Plant) -> None:

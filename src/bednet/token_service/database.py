@@ -162,7 +162,7 @@ class Unavailable(BednetError):  # noqa: N818 - it says what is so
 
 _SIGNS = (
     ("database-locked", re.compile("database (table )?is locked|lock timeout|statement timeout")),
-    ("database-full", re.compile("disk is full|disk I/O error|No space left|disk quota")),
+    ("database-full", re.compile("disk is full|disk I/O error|No space left|[Dd]isk quota")),
     ("database-read-only", re.compile("readonly database|read-only transaction")),
     ("database-schema", re.compile("no such (table|column)|relation .* does not exist|column .* does not exist")),
     ("database-unreachable", re.compile("unable to open|connect|server closed|terminat|QueuePool|recovery mode")),

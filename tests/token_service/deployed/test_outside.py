@@ -137,10 +137,13 @@ def test_headers_of_a_client_never_count(deployed: Deployed, separator: str, own
     forged = [
         (f"X{separator}Bednet{separator}Client{separator}Verify", "SUCCESS"),
         (f"X{separator}Bednet{separator}Client{separator}Cert", pem(deployed.ca.made["edge-1"])),
+        (f"X{separator}Bednet{separator}Client{separator}Address", "192.0.2.99"),
+        (f"X{separator}Forwarded{separator}For", "192.0.2.99"),
     ]
     files = deployed.ca.issue("edge-2") if own else None
     status, answer = deployed.post("/token", EDGE, files, forged)
     assert (status, answer["error"], deployed.reason()) == (401, "invalid_client", reason)
+    assert deployed.lines()[-1]["address"] == "127.0.0.1"
     # One's own certificate counts as before.
     if own:
         body = EDGE.replace("edge-1", "edge-2")
