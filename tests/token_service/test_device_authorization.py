@@ -447,6 +447,17 @@ def test_form_of_another_service_is_refused(plant: Plant, tmp_path: Path) -> Non
     refused_page(plant, submit(plant, "look", ask(plant)["user_code"], form={"csrf": mine}), "csrf")
 
 
+def test_without_a_key_for_forms_there_are_none(plant: Plant) -> None:
+    asked, mine = ask(plant), csrf(plant)
+    with plant.database.writing() as connection:
+        connection.execute(meta.delete().where(meta.c.name == "form-key"))
+    boss = plant.certificate("boss")
+    form = {"csrf": mine, "action": "look", "user_code": asked["user_code"]}
+    for response in (plant.post("/device", form, certificate=boss), plant.get("/device", certificate=boss)):
+        assert response.status_code == 503
+        assert plant.lines()[-1]["reason"] == "database-schema"
+
+
 def test_form_of_another_site_is_refused(plant: Plant) -> None:
     asked = ask(plant)
     for origin in ("https://evil.example", "null", ISSUER.replace(":8443", "")):

@@ -136,7 +136,9 @@ class Service:
             iat = now if cutoff is None or cutoff < now else cutoff + 1
             exp = min(now + self.config.token_seconds, row["until"] or now + self.config.token_seconds)
             if iat - now > clock.TOLERANCE or exp <= iat:
-                raise Unavailable("clock", f"the clock shows {now}, and {client.id} has a cutoff at {cutoff}")
+                times = [f"a cutoff at {cutoff}"] if cutoff is not None else []
+                times += [f"its end at {row['until']}"] if row["until"] is not None else []
+                raise Unavailable("clock", f"the clock shows {now}, and {client.id} has {' and '.join(times)}")
             claims: Json = {
                 "iss": self.config.issuer,
                 "sub": client.id,
@@ -251,6 +253,12 @@ class Service:
             clock.check(connection, self.now())
 
     def form_key(self) -> bytes:
-        """Return the key that forms are signed with."""
+        """Return the key that forms are signed with.
+
+        :raises Unavailable: when the database has none.
+        """
         with self.database.reading() as connection:
-            return str(connection.execute(sa.select(meta.c.value).where(meta.c.name == "form-key")).scalar()).encode()
+            key = connection.execute(sa.select(meta.c.value).where(meta.c.name == "form-key")).scalar()
+        if not key:
+            raise Unavailable("database-schema", "the database has no form-key, which a migration makes")
+        return str(key).encode()
