@@ -114,7 +114,7 @@ def main() -> int:
     parser.add_argument("--suite", default="trixie", choices=sorted(package.RELEASES), help="whose broker is measured")
     parser.add_argument("--only", action="append", choices=PARTS, help="only this part; the other figures stay")
     parser.add_argument("--kind", action="append", default=[], help="only brokers with this name; can be given again")
-    parser.add_argument("--rounds", type=int, help="by default 12 of brokers and settings, 6 of tokens")
+    parser.add_argument("--rounds", type=int, help="by default 12 of brokers and settings, 20 of tokens")
     parser.add_argument("--scale", type=float, default=1.0, help="less than 1 for a quick look")
     parser.add_argument("--output", help="the page and its pictures, without .md and .svg")
     arguments = parser.parse_args()

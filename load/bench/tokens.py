@@ -20,6 +20,7 @@ import random
 import shutil
 import socket
 import ssl
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -50,8 +51,8 @@ WITHOUT, WITH, AGAIN = "a certificate", "a certificate and a new token", "a cert
 #: The device that gets tokens and connects with them; as in :mod:`load.bench.measure`.
 DEVICE = device(30)
 TOKENS, HANDSHAKES, SIGNATURES = 40, 50, 500
-#: How often connections with a token and without are measured in a round.
-PAIRS = 4
+#: How often in a round connections without a token, with a new one and with the same again are measured in turn.
+TURNS = 4
 CLIENTS, LOADED_S = 4, 1.5
 _ROLE = Path(__file__).resolve().parents[2] / "roles/token_service"
 _REQUEST = "POST /token HTTP/1.1\r\nHost: tokens.bench:8443\r\nConnection: close\r\n"
@@ -392,12 +393,15 @@ def run(programs: Programs, rounds: int, scale: float) -> dict[str, object]:
             limit["handshake_wall_ms"].extend(handshake.walls_ms)
             limit["signature_ms"].append(signature_ms(SIGNATURES))
             count = max(10, int(HANDSHAKES * scale))
-            for _ in range(PAIRS):
+            costs: dict[str, list[float]] = {name: [] for name in connections}
+            for _ in range(TURNS):
                 # In turn, so that one drifts with the others.
                 new = [fronts[OURS].token() for _ in range(count)]
                 for name in random.sample(list(connections), len(connections)):
                     passwords = {WITHOUT: [], WITH: new, AGAIN: [token]}[name]
-                    connections[name].append(connects(gateway, count, passwords=passwords).cpu_ms)
+                    costs[name].append(connects(gateway, count, passwords=passwords).cpu_ms)
+            for name, values in costs.items():
+                connections[name].append(statistics.mean(values))
         for name, front in fronts.items():
             services[name]["memory_mb"] = [front.memory_bytes() / 1e6]
         refused = token_is_looked_at(gateway, token)
@@ -434,7 +438,7 @@ def token_is_looked_at(gateway: Gateway, token: str) -> str:
 def main() -> int:
     """Measure and print JSON."""
     parser = programs_parser("Measure what tokens cost; prints JSON.")
-    parser.set_defaults(rounds=6)
+    parser.set_defaults(rounds=20)
     arguments = parser.parse_args()
     json.dump(run(programs_of(arguments), arguments.rounds, arguments.scale), sys.stdout, indent=1)
     sys.stdout.write("\n")
