@@ -386,8 +386,8 @@ token with a false signature ({refused}), so it is looked at.
 _AGAIN = """\
 A token is new to a broker once in its life, a quarter of an hour by default: when it is renewed in the session, or when
 a device that cannot do that connects with it. A device that lost its connection comes back with the token that it has,
-and the broker remembers which signatures it has checked. In a round connections of the three kinds are measured in turn,
-four times 50 of each, and the ratio is that of their means.
+and the broker remembers which signatures it has checked. In a round connections of the three kinds are measured in
+turn, four times 50 of each, and the ratio is that of their means.
 """
 
 
