@@ -259,11 +259,13 @@ class TokenSource:
         else:
             form["client_id"] = self.device
         try:
-            status, wait, body = self._post(urlencode(form), headers)
+            status, retry_after, body = self._post(urlencode(form), headers)
         except TokenError:
             raise
         except (OSError, http.client.HTTPException) as exc:
             raise TokenError("unreachable", f"{self.issuer}: {exc}", again=True) from exc
+        again = status >= HTTP_SERVER_ERROR or status == HTTP_TOO_MANY
+        wait = _seconds(retry_after) if again else 0.0
         try:
             answer = json.loads(body)
             if status == HTTP_OK:
@@ -272,10 +274,9 @@ class TokenSource:
             error, words = str(answer["error"]), str(answer.get("error_description", ""))
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
             message = f"{self.issuer} answers with the status {status}, and with nothing of OAuth"
-            raise TokenError("unreachable", message, again=status >= HTTP_SERVER_ERROR, wait=_seconds(wait)) from exc
-        again = status >= HTTP_SERVER_ERROR or status == HTTP_TOO_MANY
+            raise TokenError("unreachable", message, again=again, wait=wait) from exc
         message = f"{self.issuer}: {error}" + (f": {words}" if words else "")
-        raise TokenError(error, message, again=again, wait=_seconds(wait) if again else 0.0)
+        raise TokenError(error, message, again=again, wait=wait)
 
     def _post(self, form: str, headers: dict[str, str]) -> tuple[int, str, bytes]:
         """Ask. :returns: the status, what Retry-After says, and the body."""

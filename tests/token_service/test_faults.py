@@ -92,6 +92,7 @@ def test_token_that_would_begin_when_its_device_ends_is_not_issued(plant: Plant)
     with plant.database.writing() as connection:
         revocation.revoke_device(plant.database, connection, "ends-1", START + 99)
     unavailable(plant, plant.token("ends-1"), "clock")
+    assert f"a cutoff at {START + 99} and its end at {START + 100}" in plant.lines()[-1]["problem"]
     assert recorded(plant) == 0
 
 
