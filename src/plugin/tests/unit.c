@@ -1407,6 +1407,20 @@ static void test_signatures_of_all_lengths(void)
 }
 
 
+/* The RSA key of the usual issuer once more, as "p", for PS256. */
+static void write_pss_key(struct writer *writer)
+{
+	struct bytes key = a_key(keys[KEY_RSA], "p"), name = {.len = 0};
+
+	key.at[1] = ALGORITHM_PS256;
+	put_hash(&name, ISS, strlen(ISS), 8);
+	put_hash(&name, "p", 1, 8);
+	write_begin(writer);
+	write_record(writer, "keys", name.at, name.len, key.at, key.len);
+	write_commit(writer);
+}
+
+
 /* What a signature that was refused leaves behind in a key that is kept ready: nothing. */
 static void test_good_signatures_after_bad_ones(void)
 {
@@ -1417,21 +1431,14 @@ static void test_good_signatures_after_bad_ones(void)
 	struct writer writer = write_store();
 	struct store store;
 	struct token_keys cache = {0};
-	struct bytes key = a_key(keys[KEY_RSA], "p"), name = {.len = 0};
-	char header[128], payload[512], text[4096], seen[4096], *dot;
+	char header[128], payload[512], text[4096], *dot;
 	uint8_t signature[512], bad[513];
 	size_t i, len, round;
 
-	key.at[1] = ALGORITHM_PS256;
-	put_hash(&name, ISS, strlen(ISS), 8);
-	put_hash(&name, "p", 1, 8);
-	write_begin(&writer);
-	write_record(&writer, "keys", name.at, name.len, key.at, key.len);
-	write_commit(&writer);
+	write_pss_key(&writer);
 	CHECK(store__open(&store, folder, text, sizeof(text)));
 	for(i = 0; i < sizeof(cases) / sizeof(cases[0]); i++){
 		for(round = 0; round < 3; round++){
-			const size_t cut[] = {0, 1, 2}; /* none at all, a byte less, a byte more */
 			size_t j;
 
 			(void)snprintf(header, sizeof(header), "{\"alg\":\"%s\",\"kid\":\"%s\"}", cases[i].algorithm, cases[i].kid);
@@ -1440,11 +1447,11 @@ static void test_good_signatures_after_bad_ones(void)
 			strcpy(text, a_token_of(header, payload, keys[cases[i].key]));
 			dot = strrchr(text, '.') + 1;
 			CHECK(token__decode(dot, strlen(dot), signature, &len));
-			memset(bad, 0, sizeof(bad));
-			for(j = 0; j < sizeof(cut) / sizeof(cut[0]); j++){
-				memcpy(bad, signature, len);
+			memcpy(bad, signature, len);
+			bad[len] = 0;
+			for(j = 0; j <= len + 1; j += j == 0 ? len - 1 : 2){ /* none at all, a byte less, a byte more */
 				*dot = '\0';
-				encode(bad, j == 0 ? 0 : j == 1 ? len - 1 : len + 1, text);
+				encode(bad, j, text);
 				CHECK(reason_of(&store, &cache, text) == REASON_TOKEN_SIGNATURE);
 			}
 			for(j = 0; j < len; j += 1 + len / 16){
@@ -1454,22 +1461,21 @@ static void test_good_signatures_after_bad_ones(void)
 				encode(bad, len, text);
 				CHECK(reason_of(&store, &cache, text) == REASON_TOKEN_SIGNATURE);
 			}
-			memset(bad, j % 2 ? 0xFF : 0, len);
-			*dot = '\0';
-			encode(bad, len, text);
-			CHECK(reason_of(&store, &cache, text) == REASON_TOKEN_SIGNATURE);
+			for(j = 0; j < 2; j++){
+				memset(bad, j ? 0xFF : 0, len);
+				*dot = '\0';
+				encode(bad, len, text);
+				CHECK(reason_of(&store, &cache, text) == REASON_TOKEN_SIGNATURE);
+			}
 			*dot = '\0';
 			encode(signature, len, text);
 			CHECK(reason_of(&store, &cache, text) == REASON_NONE);
 		}
 	}
-	/* One key under two algorithms is two: what was seen under one is not seen under the other. */
-	CHECK(reason_of(&store, &cache, text) == REASON_NONE);
-	strcpy(seen, strrchr(text, '.'));
-	(void)snprintf(header, sizeof(header), "{\"alg\":\"RS256\",\"kid\":\"3\"}");
-	strcpy(text, a_token_of(header, payload, keys[KEY_RSA]));
-	strcpy(strrchr(text, '.'), seen);
-	CHECK(reason_of(&store, &cache, text) == REASON_TOKEN_SIGNATURE);
+	/* Each stayed ready; one key under two algorithms is two. */
+	for(i = 0; i < TOKEN_KEYS; i++){
+		CHECK((cache.entries[i].verifier.key != NULL) == (i < sizeof(cases) / sizeof(cases[0])));
+	}
 	token__forget_keys(&cache);
 	store__close(&store);
 	mdb_env_close(writer.env);
@@ -1483,17 +1489,11 @@ static void test_a_signature_is_as_long_as_its_key(void)
 	struct writer writer = write_store();
 	struct store store;
 	struct token_keys cache = {0};
-	struct bytes key = a_key(keys[KEY_RSA], "p"), name = {.len = 0};
 	char payload[512], text[4096], *dot = text;
 	uint8_t signature[512] = {1};
 	size_t len = 0, i;
 
-	key.at[1] = ALGORITHM_PS256;
-	put_hash(&name, ISS, strlen(ISS), 8);
-	put_hash(&name, "p", 1, 8);
-	write_begin(&writer);
-	write_record(&writer, "keys", name.at, name.len, key.at, key.len);
-	write_commit(&writer);
+	write_pss_key(&writer);
 	CHECK(store__open(&store, folder, text, sizeof(text)));
 	for(i = 0; i < 20000 && signature[0] != 0; i++){
 		(void)snprintf(payload, sizeof(payload), "{\"iss\":\"" ISS "\",\"aud\":\"mqtts://own\",\"iat\":100000,"
