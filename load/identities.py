@@ -39,6 +39,7 @@ from bednet.client import METHODS
 from bednet.errors import BednetError, SiteError
 from bednet.site import load_site
 from bednet.yamlfile import load
+from load.bundles import unpack
 from load.plan import CERTIFICATE, TOKEN
 from load.planning import BEARER, way_of
 
@@ -306,8 +307,11 @@ class Identities:
             *("-e", f"load_bundles_prefix={PREFIX}{self.run}-", "-e", f"load_bundles_to={bundles}"),
         )
         archive = bundles / ".bundles.tar"
-        with tarfile.open(archive) as tar:
-            tar.extractall(bundles, filter="data")
+        try:
+            with archive.open("rb") as packed:
+                unpack(packed, bundles)
+        except (ValueError, tarfile.TarError) as exc:
+            raise IdentitiesError(f"What the CA packed is no bundle: {exc}. Cure: look at the CA's host.") from None
         archive.unlink()
         self.bundles = {name: bundles / name for name in self.ids}
         missing = [name for name in self.ids if not (bundles / name / "ca.pem").exists()]

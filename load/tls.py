@@ -213,9 +213,9 @@ class Transport:
             except ssl.SSLWantReadError:
                 self._clear, self._at, self.dry = b"", 0, len(piece) < _PIECE_BYTES
                 raise BlockingIOError from None
-            except ssl.SSLEOFError:
+            except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
                 self._clear = b""
-        except ssl.SSLEOFError:
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             self._clear = b""
         self._at = 0
 

@@ -16,7 +16,6 @@ import json
 import os
 import socket
 import ssl
-import tarfile
 import threading
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -35,6 +34,7 @@ from xdist.scheduler import LoadScopeScheduling
 from bednet.policy import Access, Effect
 from bednet.probe import Credentials, Listener, Session
 from bednet.site import Site, load_site
+from load.bundles import unpack
 from testbed import villains
 from testbed.attacker import Attacker
 from testbed.lab import Host, Lab
@@ -165,8 +165,7 @@ class Plant:
     def fetch_bundles(self) -> None:
         """Bring the bundles over from the CA's host."""
         archive = self.lab.hosts[self.lab.shape.ca].exec(["tar", "-C", BUNDLES, "-cf", "-", "."]).raw
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            tar.extractall(self.folder, filter="data")
+        unpack(io.BytesIO(archive), self.folder)
 
     @property
     def ca(self) -> Path:

@@ -38,11 +38,13 @@ class Plays:
     """Stands in for Ansible.
 
     :ivar asked: the playbooks and their arguments.
+    :ivar packed_as: what stands before each name in what the CA packs.
     :ivar fails: when to fail.
     """
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
+        self.packed_as = ""
         self.fails: Callable[[str, str], bool] = lambda _playbook, _arguments: False
 
     def __call__(self, site: Path, playbook: Path, *arguments: str, deadline_s: float = 0) -> None:
@@ -56,7 +58,7 @@ class Plays:
             with tarfile.open(folder / ".bundles.tar", "w") as tar:
                 for key in folder.glob("*/key.pem"):
                     for name in ("certificate.pem", "ca.pem"):
-                        tar.addfile(tarfile.TarInfo(f"{key.parent.name}/{name}"), io.BytesIO())
+                        tar.addfile(tarfile.TarInfo(f"{self.packed_as}{key.parent.name}/{name}"), io.BytesIO())
 
     @property
     def taken_back(self) -> list[str]:
@@ -111,6 +113,15 @@ def test_an_enrolment_that_fails_half_way_is_taken_back(plays: Plays, tmp_path: 
     plays.fails = lambda _, words: "bednet_site_dir" in words
     made = Identities(EXAMPLE, templates(), DESCRIBED)
     with pytest.raises(IdentitiesError, match=r"site\.yml failed"), made:
+        pytest.fail("there is nothing to run with")
+    assert len(plays.taken_back) == 1
+    assert nothing_left(tmp_path, made)
+
+
+def test_a_ca_that_packs_what_is_no_bundle_is_not_believed_and_all_is_taken_back(plays: Plays, tmp_path: Path) -> None:
+    plays.packed_as = "../"
+    made = Identities(EXAMPLE, templates(), DESCRIBED)
+    with pytest.raises(IdentitiesError, match=r"no bundle: \.\./.*Cure:"), made:
         pytest.fail("there is nothing to run with")
     assert len(plays.taken_back) == 1
     assert nothing_left(tmp_path, made)
