@@ -4,7 +4,7 @@
 - The token service as the role sets it up, nginx in front, and oidc-provider (npm) behind the same nginx: CPU and time
   for one token, tokens a second, memory; beside the limit, which is the same handshake and one signature alone.
 - A broker with bednet's plugin: a connection with a certificate and a token, new to the broker or the one of before,
-  beside one with the certificate alone.
+  beside one with the certificate alone; the limit is the latter and the check of one signature.
 
 Each token is asked for on a connection of its own with a full handshake, as devices do that renew seldom.
 """
@@ -321,6 +321,16 @@ def signature_ms(count: int) -> float:
     return (time.process_time() - begin) * 1000 / count
 
 
+def verification_ms(count: int) -> float:
+    """Return the CPU milliseconds that it takes to verify an ES256 signature."""
+    key, text = ec.generate_private_key(ec.SECP256R1()), os.urandom(600)
+    signature, public = key.sign(text, ec.ECDSA(hashes.SHA256())), key.public_key()
+    begin = time.process_time()
+    for _ in range(count):
+        public.verify(signature, text, ec.ECDSA(hashes.SHA256()))
+    return (time.process_time() - begin) * 1000 / count
+
+
 def one_by_one(front: Front, count: int) -> tuple[float, list[float]]:
     """Get tokens, one after the other. :returns: ms of CPU for one, and ms for each."""
     times, before = [], front.cpu_s()
@@ -356,7 +366,12 @@ def run(programs: Programs, rounds: int, scale: float) -> dict[str, object]:
     where = machine()
     services: dict[str, dict[str, list[float]]]
     connections: dict[str, list[float]] = {WITHOUT: [], WITH: [], AGAIN: []}
-    limit: dict[str, list[float]] = {"handshake_ms": [], "handshake_wall_ms": [], "signature_ms": []}
+    limit: dict[str, list[float]] = {
+        "handshake_ms": [],
+        "handshake_wall_ms": [],
+        "signature_ms": [],
+        "verification_ms": [],
+    }
     missing: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         Path(folder).chmod(0o755)
@@ -392,6 +407,7 @@ def run(programs: Programs, rounds: int, scale: float) -> dict[str, object]:
             limit["handshake_ms"].append(handshake.cpu_ms)
             limit["handshake_wall_ms"].extend(handshake.walls_ms)
             limit["signature_ms"].append(signature_ms(SIGNATURES))
+            limit["verification_ms"].append(verification_ms(SIGNATURES))
             count = max(10, int(HANDSHAKES * scale))
             costs: dict[str, list[float]] = {name: [] for name in connections}
             for _ in range(TURNS):
