@@ -387,8 +387,9 @@ _AGAIN = """\
 A token is new to a broker once in its life, a quarter of an hour by default: when it is renewed in the session, or when
 a device that cannot do that connects with it. A device that lost its connection comes back with the token that it has,
 and the broker remembers which signatures it has checked. In a round connections of the three kinds are measured in
-turn, four times 50 of each, and the ratio is that of their means. The limit is the connection with a certificate and
-the check of one signature ({verification:.3f} ms, in a loop).
+turn, {turns} times {connections} of each; the ratio is the median of those of {connections} to the {connections} of the
+same turn. The limit is the connection with a certificate and the check of one signature ({verification:.3f} ms, in a
+loop).
 """
 
 
@@ -415,13 +416,14 @@ def _tokens(part: Mapping[str, Any]) -> list[str]:
     for name, why in part["missing"].items():
         lines += [*prose(f"**{name}: not measured.** {why}."), ""]
     figures = {"handshake": middle(limit["handshake_ms"]), "signature": middle(limit["signature_ms"])}
+    figures["verification"] = middle(limit["verification_ms"])
     lines += [*prose(_LIMIT.format(**figures, size=part["token_bytes"], refused=part["refused"])), ""]
     without = next(iter(part["connections"].values()))
     checked = [a + b for a, b in zip(without, limit["verification_ms"], strict=True)]
     rows = [[name, cell(values, "{:.2f}"), ratio_cell(values, without)] for name, values in part["connections"].items()]
     rows.append(["the limit for a new token", cell(checked, "{:.2f}"), ratio_cell(checked, without)])
     lines += [*table(["a connection with", "broker's CPU, ms", "ratio"], rows), ""]
-    return [*lines, *prose(_AGAIN.format(verification=middle(limit["verification_ms"]))), ""]
+    return [*lines, *prose(_AGAIN.format(**figures, turns=part["turns"], connections=part["connections_in_turn"])), ""]
 
 
 class Bar(NamedTuple):

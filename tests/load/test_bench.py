@@ -69,6 +69,8 @@ def with_tokens(measured: dict[str, Any]) -> dict[str, Any]:
             "signature_ms": [0.05, 0.05],
             "verification_ms": [0.04, 0.04],
         },
+        "turns": 1,
+        "connections_in_turn": 10,
         "connections": {tokens.WITHOUT: [1.0, 1.0], tokens.WITH: [1.05, 1.07], tokens.AGAIN: [1.01, 1.02]},
         "versions": {},
         "token_bytes": 630,
