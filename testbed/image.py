@@ -64,7 +64,6 @@ BUILDER_PACKAGES = (
     "debhelper",
     "gcc",
     "libc6-dev",
-    "libjansson-dev",
     "liblmdb-dev",
     "libmosquitto-dev",
     "libssl-dev",
@@ -102,7 +101,7 @@ SERVICE_PACKAGES = (
     "python3-psycopg2",
     "python3-sqlalchemy",
 )
-CROSS_LIBRARIES = ("libc6-dev", "libjansson-dev", "liblmdb-dev", "libmosquitto-dev", "libssl-dev", "pkgconf")
+CROSS_LIBRARIES = ("libc6-dev", "liblmdb-dev", "libmosquitto-dev", "libssl-dev", "pkgconf")
 ADD_FOREIGN = f"dpkg --add-architecture {FOREIGN}"
 
 
@@ -140,7 +139,7 @@ LAYERS = {
         (
             "python3-lmdb",
             "qemu-user",
-            *(f"{package}:{FOREIGN}" for package in ("libjansson4", "liblmdb0", "mosquitto")),
+            *(f"{package}:{FOREIGN}" for package in ("liblmdb0", "mosquitto")),
         ),
         ADD_FOREIGN,
     ),

@@ -13,13 +13,13 @@
 #include <string.h>
 #include <strings.h>
 
-#include <jansson.h>
-
 #include <openssl/crypto.h>
 #include <openssl/err.h>
 #include <openssl/rsa.h>
 
-#define DEPTH_MAX 8 /* of objects and arrays in one another */
+#include <yyjson.h>
+
+#define MEMBERS_MAX 128 /* of one object: each of their names is held against all others */
 #define SIGNATURE_MAX 1024 /* bytes: RSA with 8192 bits */
 #define TIME_MAX ((int64_t)1 << 53) /* seconds: what a JSON number says exactly */
 #define RSA_BITS_MIN 2048
@@ -77,66 +77,60 @@ bool token__decode(const char *text, size_t len, uint8_t *out, size_t *out_len)
 }
 
 
-/* Deep nesting would be deep recursion in the parser. */
-static bool is_shallow(struct slice text)
+/* No name is twice in an object, and nothing has a NUL: two readers could take it for two things. */
+static bool is_plain(yyjson_doc *json)
 {
-	unsigned int depth = 0;
-	bool in_string = false;
+	yyjson_val *const values = yyjson_doc_get_root(json); /* and all that it has, one behind the other */
 	size_t i;
 
-	for(i = 0; i < text.len; i++){
-		const uint8_t c = text.at[i];
+	for(i = 0; i < yyjson_doc_get_val_count(json); i++){
+		yyjson_obj_iter names = yyjson_obj_iter_with(&values[i]), others;
+		yyjson_val *name, *other;
 
-		if(in_string){
-			if(c == '\\'){
-				i++;
-			}else if(c == '"'){
-				in_string = false;
+		if(yyjson_obj_size(&values[i]) > MEMBERS_MAX || (yyjson_is_str(&values[i])
+				&& memchr(yyjson_get_str(&values[i]), '\0', yyjson_get_len(&values[i])))){
+			return false;
+		}
+		while((name = yyjson_obj_iter_next(&names)) != NULL){
+			others = names;
+			while((other = yyjson_obj_iter_next(&others)) != NULL){
+				if(yyjson_equals_strn(other, yyjson_get_str(name), yyjson_get_len(name))){
+					return false;
+				}
 			}
-		}else if(c == '"'){
-			in_string = true;
-		}else if(c == '{' || c == '['){
-			if(++depth > DEPTH_MAX){
-				return false;
-			}
-		}else if((c == '}' || c == ']') && depth > 0){
-			depth--;
 		}
 	}
 	return true;
 }
 
 
-/* NULL when it is none: not UTF-8, a name twice in one object, a NUL, more behind it. *reason is set then. */
-static json_t *parse(struct slice text, enum reason malformed, enum reason *reason)
+/* NULL when it is none, or not plain; *reason is set then. How deep it may be is said where the reader is compiled. */
+static yyjson_doc *parse(struct slice text, enum reason malformed, enum reason *reason)
 {
-	json_error_t error;
-	json_t *json;
+	yyjson_read_err error = {0};
+	/* Nothing is written to it without a flag that permits it. */
+	yyjson_doc *json = yyjson_read_opts((char *)(uintptr_t)text.at, text.len, YYJSON_READ_NOFLAG, NULL, &error);
 
-	*reason = malformed;
-	if(!is_shallow(text)){
-		return NULL;
-	}
-	json = json_loadb((const char *)text.at, text.len, JSON_REJECT_DUPLICATES, &error);
-	if(json){
+	if(json && is_plain(json)){
 		*reason = REASON_NONE;
-	}else if(json_error_code(&error) == json_error_out_of_memory){
-		*reason = REASON_INTERNAL;
+		return json;
 	}
-	return json;
+	*reason = error.code == YYJSON_READ_ERROR_MEMORY_ALLOCATION ? REASON_INTERNAL : malformed;
+	yyjson_doc_free(json);
+	return NULL;
 }
 
 
 /* What a dotted path leads to, or NULL. Names may have dots themselves, as those of some providers do: of all with which the
  * path goes on, the longest that is there is taken, and no other is tried. The path is the policy's, of at most 255 bytes; each
- * step looks for no more names than it has dots, and into objects there are DEPTH_MAX steps at most. */
-static json_t *member(json_t *object, struct slice path)
+ * step looks for no more names than it has dots. */
+static yyjson_val *member(yyjson_val *object, struct slice path)
 {
-	while(json_is_object(object)){
+	while(yyjson_is_obj(object)){
 		size_t len = path.len;
-		json_t *found;
+		yyjson_val *found;
 
-		while((found = json_object_getn(object, (const char *)path.at, len)) == NULL){
+		while((found = yyjson_obj_getn(object, (const char *)path.at, len)) == NULL){
 			do{
 				if(len == 0){
 					return NULL;
@@ -154,20 +148,21 @@ static json_t *member(json_t *object, struct slice path)
 }
 
 
-static bool is_text(const json_t *json, struct slice text)
+static bool is_text(const yyjson_val *json, struct slice text)
 {
-	return json_is_string(json) && json_string_length(json) == text.len
-			&& memcmp(json_string_value(json), text.at, text.len) == 0;
+	return yyjson_is_str(json) && yyjson_get_len(json) == text.len
+			&& memcmp(yyjson_get_str(json), text.at, text.len) == 0;
 }
 
 
 /* A text, or a list of texts of which one is it (RFC 7519, 4.1.3). */
-static bool has_text(const json_t *json, struct slice text)
+static bool has_text(const yyjson_val *json, struct slice text)
 {
-	size_t i;
+	yyjson_arr_iter items = yyjson_arr_iter_with(json);
+	yyjson_val *item;
 
-	for(i = 0; json_is_array(json) && i < json_array_size(json); i++){
-		if(is_text(json_array_get(json, i), text)){
+	while((item = yyjson_arr_iter_next(&items)) != NULL){
+		if(is_text(item, text)){
 			return true;
 		}
 	}
@@ -176,9 +171,9 @@ static bool has_text(const json_t *json, struct slice text)
 
 
 /* A text of words with a space between two, one of which is it: as scopes are written (RFC 6749, 3.3). */
-static bool has_word(const json_t *json, struct slice word)
+static bool has_word(const yyjson_val *json, struct slice word)
 {
-	const char *at = json_string_value(json), *end = at ? at + json_string_length(json) : NULL;
+	const char *at = yyjson_get_str(json), *end = at ? at + yyjson_get_len(json) : NULL;
 
 	while(at){
 		const char *space = memchr(at, ' ', (size_t)(end - at));
@@ -193,13 +188,15 @@ static bool has_word(const json_t *json, struct slice word)
 
 
 /* A NumericDate (RFC 7519, 2), which may have a fraction: cut off, or rounded `up`. */
-static bool seconds(const json_t *json, bool up, int64_t *out)
+static bool seconds(const yyjson_val *json, bool up, int64_t *out)
 {
-	if(json_is_integer(json)){
-		*out = json_integer_value(json);
-	}else if(json_is_real(json) && json_real_value(json) >= 0 && json_real_value(json) <= (double)TIME_MAX){
-		*out = (int64_t)json_real_value(json);
-		*out += up && (double)*out < json_real_value(json);
+	const double real = yyjson_get_real(json);
+
+	if(yyjson_is_uint(json) && yyjson_get_uint(json) <= TIME_MAX){
+		*out = (int64_t)yyjson_get_uint(json);
+	}else if(yyjson_is_real(json) && real >= 0 && real <= (double)TIME_MAX){
+		*out = (int64_t)real;
+		*out += up && (double)*out < real;
 	}else{
 		return false;
 	}
@@ -292,7 +289,7 @@ void token__free(struct token *token)
 }
 
 
-static enum reason read_header(json_t *json, struct header *out)
+static enum reason read_header(yyjson_val *json, struct header *out)
 {
 	static const struct {
 		const char *name;
@@ -301,20 +298,20 @@ static enum reason read_header(json_t *json, struct header *out)
 		{"ES256", ALGORITHM_ES256}, {"EdDSA", ALGORITHM_EDDSA}, {"Ed25519", ALGORITHM_EDDSA}, /* RFC 9864 */
 		{"RS256", ALGORITHM_RS256}, {"PS256", ALGORITHM_PS256},
 	};
-	const json_t *alg = json_object_get(json, "alg"), *typ = json_object_get(json, "typ");
-	const json_t *kid = json_object_get(json, "kid");
+	const yyjson_val *alg = yyjson_obj_get(json, "alg"), *typ = yyjson_obj_get(json, "typ");
+	const yyjson_val *kid = yyjson_obj_get(json, "kid");
 	size_t i;
 
 	/* There is no extension that we know: whatever is critical, we must not go on (RFC 7515, 4.1.11). */
-	if(!json_is_object(json) || !json_is_string(alg) || (typ && !json_is_string(typ)) || (kid && !json_is_string(kid))
-			|| json_object_get(json, "crit")){
+	if(!yyjson_is_obj(json) || !yyjson_is_str(alg) || (typ && !yyjson_is_str(typ)) || (kid && !yyjson_is_str(kid))
+			|| yyjson_obj_get(json, "crit")){
 		return REASON_TOKEN_MALFORMED;
 	}
-	out->typ = typ ? json_string_value(typ) : "";
-	out->kid = kid ? json_string_value(kid) : "";
+	out->typ = typ ? yyjson_get_str(typ) : "";
+	out->kid = kid ? yyjson_get_str(kid) : "";
 	out->algorithm = 0;
 	for(i = 0; i < sizeof(known) / sizeof(known[0]); i++){
-		if(strcmp(json_string_value(alg), known[i].name) == 0){
+		if(strcmp(yyjson_get_str(alg), known[i].name) == 0){
 			out->algorithm = known[i].algorithm;
 		}
 	}
@@ -341,7 +338,7 @@ static bool type_ok(const char *typ, const struct issuer_record *issuer)
 }
 
 
-static bool audience_ok(const json_t *aud, const struct issuer_record *issuer, const char *own)
+static bool audience_ok(const yyjson_val *aud, const struct issuer_record *issuer, const char *own)
 {
 	struct slice rest = issuer->audiences, audience;
 	size_t i;
@@ -355,13 +352,13 @@ static bool audience_ok(const json_t *aud, const struct issuer_record *issuer, c
 }
 
 
-static enum reason check_times(json_t *claims, const struct issuer_record *issuer, int64_t now, struct times *out)
+static enum reason check_times(yyjson_val *claims, const struct issuer_record *issuer, int64_t now, struct times *out)
 {
-	const json_t *nbf = json_object_get(claims, "nbf");
+	const yyjson_val *nbf = yyjson_obj_get(claims, "nbf");
 
 	out->nbf = 0;
-	if(!seconds(json_object_get(claims, "exp"), false, &out->exp)
-			|| !seconds(json_object_get(claims, "iat"), false, &out->iat) || (nbf && !seconds(nbf, true, &out->nbf))){
+	if(!seconds(yyjson_obj_get(claims, "exp"), false, &out->exp)
+			|| !seconds(yyjson_obj_get(claims, "iat"), false, &out->iat) || (nbf && !seconds(nbf, true, &out->nbf))){
 		return REASON_TOKEN_CLAIMS;
 	}
 	if(now >= out->exp + issuer->leeway){
@@ -374,16 +371,16 @@ static enum reason check_times(json_t *claims, const struct issuer_record *issue
 }
 
 
-static bool read_id(json_t *claims, const struct issuer_record *issuer, char out[BEDNET_ID_MAX + 1])
+static bool read_id(yyjson_val *claims, const struct issuer_record *issuer, char out[BEDNET_ID_MAX + 1])
 {
-	const json_t *claim = member(claims, issuer->claim);
-	size_t len = json_string_length(claim);
+	const yyjson_val *claim = member(claims, issuer->claim);
+	size_t len = yyjson_get_len(claim);
 
-	if(!json_is_string(claim) || len > BEDNET_ID_MAX || issuer->prefix.len > BEDNET_ID_MAX - len){
+	if(!yyjson_is_str(claim) || len > BEDNET_ID_MAX || issuer->prefix.len > BEDNET_ID_MAX - len){
 		return false;
 	}
 	memcpy(out, issuer->prefix.at, issuer->prefix.len);
-	memcpy(out + issuer->prefix.len, json_string_value(claim), len);
+	memcpy(out + issuer->prefix.len, yyjson_get_str(claim), len);
 	len += issuer->prefix.len;
 	out[len] = '\0';
 	return record__id_ok(out, len);
@@ -393,29 +390,29 @@ static bool read_id(json_t *claims, const struct issuer_record *issuer, char out
 /* ---- whose it is: cnf ---- */
 
 /* Bytes of a member in base64url, of which there must be `size`. */
-static bool bytes_of(const json_t *object, const char *name, size_t size, uint8_t *out)
+static bool bytes_of(const yyjson_val *object, const char *name, size_t size, uint8_t *out)
 {
-	const json_t *json = json_object_get(object, name);
+	const yyjson_val *json = yyjson_obj_get(object, name);
 	size_t len = 0;
 
-	return json_is_string(json) && json_string_length(json) == (size * 4 + 2) / 3
-			&& token__decode(json_string_value(json), json_string_length(json), out, &len) && len == size;
+	return yyjson_is_str(json) && yyjson_get_len(json) == (size * 4 + 2) / 3
+			&& token__decode(yyjson_get_str(json), yyjson_get_len(json), out, &len) && len == size;
 }
 
 
 /* A public key (RFC 7517): P-256 or Ed25519; NULL for anything else. A symmetric one has no place in a token that is not
  * encrypted (RFC 7800, 3.2). */
-static EVP_PKEY *read_jwk(const json_t *jwk)
+static EVP_PKEY *read_jwk(const yyjson_val *jwk)
 {
 	static const uint8_t point[] = { /* RFC 5480, 2.1.1.1: a SubjectPublicKeyInfo up to the point's x */
 		0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
 		0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00, 0x04
 	};
-	const char *kty = json_string_value(json_object_get(jwk, "kty")), *crv = json_string_value(json_object_get(jwk, "crv"));
+	const char *kty = yyjson_get_str(yyjson_obj_get(jwk, "kty")), *crv = yyjson_get_str(yyjson_obj_get(jwk, "crv"));
 	uint8_t spki[sizeof(point) + 2 * ES256_HALF];
 	const uint8_t *at = spki;
 
-	if(kty == NULL || crv == NULL || json_object_get(jwk, "d")){
+	if(kty == NULL || crv == NULL || yyjson_obj_get(jwk, "d")){
 		return NULL;
 	}
 	if(strcmp(kty, "EC") == 0 && strcmp(crv, "P-256") == 0){
@@ -432,17 +429,17 @@ static EVP_PKEY *read_jwk(const json_t *jwk)
 
 
 /* A token without cnf is anybody's who has it. What binds it in a way that is not known here makes it nobody's. */
-static enum reason check_binding(struct token *token, json_t *claims, const struct token_question *question)
+static enum reason check_binding(struct token *token, yyjson_val *claims, const struct token_question *question)
 {
-	json_t *cnf = json_object_get(claims, "cnf"), *jwk = json_object_get(cnf, "jwk");
-	const bool by_certificate = json_object_get(cnf, "x5t#S256") != NULL;
+	yyjson_val *cnf = yyjson_obj_get(claims, "cnf"), *jwk = yyjson_obj_get(cnf, "jwk");
+	const bool by_certificate = yyjson_obj_get(cnf, "x5t#S256") != NULL;
 	uint8_t thumbprint[HASH_LEN];
 
 	if(cnf == NULL){
 		return question->proves ? REASON_TOKEN_BINDING : REASON_NONE;
 	}
-	if(!json_is_object(cnf) || json_object_size(cnf) != (size_t)by_certificate + (jwk != NULL)
-			|| json_object_size(cnf) == 0){
+	if(!yyjson_is_obj(cnf) || yyjson_obj_size(cnf) != (size_t)by_certificate + (jwk != NULL)
+			|| yyjson_obj_size(cnf) == 0){
 		return REASON_TOKEN_BINDING;
 	}
 	if(by_certificate && (question->thumbprint == NULL || !bytes_of(cnf, "x5t#S256", sizeof(thumbprint), thumbprint)
@@ -464,11 +461,13 @@ static enum reason check_binding(struct token *token, json_t *claims, const stru
 /* ---- what it permits: scope ---- */
 
 /* RFC 9431, 2.3: [["topic/#",["pub","sub"]],...] */
-static enum reason read_permissions(struct token *token, const json_t *aif)
+static enum reason read_permissions(struct token *token, const yyjson_val *aif)
 {
-	const size_t count = json_array_size(aif);
+	const size_t count = yyjson_arr_size(aif);
+	yyjson_arr_iter entries = yyjson_arr_iter_with(aif), methods;
+	struct permission *permission;
+	yyjson_val *entry, *method;
 	char *text;
-	size_t i, j;
 
 	/* The topics are not longer than the payload that they are in. */
 	token->permissions = malloc(count * sizeof(struct permission) + token->payload.len);
@@ -477,25 +476,23 @@ static enum reason read_permissions(struct token *token, const json_t *aif)
 	}
 	token->permission_count = count;
 	text = (char *)&token->permissions[count];
-	for(i = 0; i < count; i++){
-		struct permission *permission = &token->permissions[i];
-		const json_t *entry = json_array_get(aif, i), *filter = json_array_get(entry, 0), *what = json_array_get(entry, 1);
-		const size_t len = json_string_length(filter);
+	for(permission = token->permissions; (entry = yyjson_arr_iter_next(&entries)) != NULL; permission++){
+		yyjson_val *filter = yyjson_arr_get(entry, 0);
+		const size_t len = yyjson_get_len(filter);
 
-		if(json_array_size(entry) != 2 || !json_is_string(filter) || json_array_size(what) == 0
-				|| !topics__filter_ok(json_string_value(filter), len)){
+		methods = yyjson_arr_iter_with(yyjson_arr_get(entry, 1));
+		if(yyjson_arr_size(entry) != 2 || !yyjson_is_str(filter) || methods.max == 0
+				|| !topics__filter_ok(yyjson_get_str(filter), len)){
 			return REASON_TOKEN_SCOPE;
 		}
-		permission->filter = memcpy(text, json_string_value(filter), len);
+		permission->filter = memcpy(text, yyjson_get_str(filter), len);
 		permission->len = len;
 		permission->publish = permission->subscribe = false;
 		text += len;
-		for(j = 0; j < json_array_size(what); j++){
-			const char *name = json_string_value(json_array_get(what, j));
-
-			if(name && strcmp(name, "pub") == 0){
+		while((method = yyjson_arr_iter_next(&methods)) != NULL){
+			if(yyjson_equals_str(method, "pub")){
 				permission->publish = true;
-			}else if(name && strcmp(name, "sub") == 0){
+			}else if(yyjson_equals_str(method, "sub")){
 				permission->subscribe = true;
 			}else{
 				return REASON_TOKEN_SCOPE;
@@ -506,27 +503,29 @@ static enum reason read_permissions(struct token *token, const json_t *aif)
 }
 
 
-static enum reason check_scope(struct token *token, json_t *claims, const struct issuer_record *issuer)
+static enum reason check_scope(struct token *token, yyjson_val *claims, const struct issuer_record *issuer)
 {
-	const json_t *scope = json_object_get(claims, "scope");
+	const yyjson_val *scope = yyjson_obj_get(claims, "scope");
 	uint8_t text[TOKEN_MAX];
 	enum reason reason;
-	json_t *aif;
+	yyjson_doc *aif;
 	size_t len;
 
 	if(!(issuer->flags & (ISSUER_AIF | ISSUER_SERVICE))){
 		return REASON_NONE;
 	}
 	token->limited = true;
-	if(!json_is_string(scope) || json_string_length(scope) > sizeof(text)
-			|| !token__decode(json_string_value(scope), json_string_length(scope), text, &len)){
+	if(!yyjson_is_str(scope) || yyjson_get_len(scope) > sizeof(text)
+			|| !token__decode(yyjson_get_str(scope), yyjson_get_len(scope), text, &len)){
 		return REASON_TOKEN_SCOPE;
 	}
 	aif = parse((struct slice){text, len}, REASON_TOKEN_SCOPE, &reason);
 	if(aif){
-		reason = json_is_array(aif) ? read_permissions(token, aif) : REASON_TOKEN_SCOPE;
+		yyjson_val *list = yyjson_doc_get_root(aif);
+
+		reason = yyjson_is_arr(list) ? read_permissions(token, list) : REASON_TOKEN_SCOPE;
 	}
-	json_decref(aif);
+	yyjson_doc_free(aif);
 	return reason;
 }
 
@@ -557,10 +556,10 @@ bool token__permits(const struct token *token, enum access access, const char *t
 /* ---- devices that the store does not have: roles ---- */
 
 /* What may stand in place of a placeholder, as values of the store may. */
-static bool value_ok(const json_t *json)
+static bool value_ok(const yyjson_val *json)
 {
-	const char *text = json_string_value(json);
-	size_t i, len = json_string_length(json);
+	const char *text = yyjson_get_str(json);
+	size_t i, len = yyjson_get_len(json);
 
 	if(text == NULL || len == 0 || len > VALUE_MAX || *text == '$'){
 		return false;
@@ -577,9 +576,9 @@ static bool value_ok(const json_t *json)
 
 
 /* Its rights are those of all its roles that mean something here. */
-static enum reason make_device(struct token *token, json_t *claims, const struct issuer_record *issuer, struct store *store)
+static enum reason make_device(struct token *token, yyjson_val *claims, const struct issuer_record *issuer, struct store *store)
 {
-	const json_t *roles = member(claims, issuer->roles);
+	const yyjson_val *roles = member(claims, issuer->roles);
 	struct slice rest = issuer->mappings, values[VALUES_MAX];
 	struct grant_source sources[ROLES_MAX];
 	size_t count = 0, used = 0, i, j;
@@ -608,12 +607,12 @@ static enum reason make_device(struct token *token, json_t *claims, const struct
 		sources[count].values = values + used;
 		sources[count++].value_count = mapping.claim_count;
 		for(j = 0; j < mapping.claim_count; j++){
-			const json_t *value = record__text(&mapping.claims, 1, &claim) ? member(claims, claim) : NULL;
+			const yyjson_val *value = record__text(&mapping.claims, 1, &claim) ? member(claims, claim) : NULL;
 
 			if(!value_ok(value)){
 				return REASON_TOKEN_CLAIMS;
 			}
-			values[used++] = (struct slice){(const uint8_t *)json_string_value(value), json_string_length(value)};
+			values[used++] = (struct slice){(const uint8_t *)yyjson_get_str(value), yyjson_get_len(value)};
 		}
 	}
 	token->made = count > 0;
@@ -852,10 +851,10 @@ static enum reason check_key(struct token *token, const struct header *header, c
 }
 
 
-static enum reason check_claims(struct token *token, const struct header *header, json_t *claims,
+static enum reason check_claims(struct token *token, const struct header *header, yyjson_val *claims,
 		const struct token_question *question)
 {
-	const json_t *iss = json_object_get(claims, "iss"), *jti = json_object_get(claims, "jti");
+	const yyjson_val *iss = yyjson_obj_get(claims, "iss"), *jti = yyjson_obj_get(claims, "jti");
 	uint8_t issuer_key[STORE_ISSUER_KEY];
 	struct issuer_record issuer;
 	struct key_record key;
@@ -863,13 +862,13 @@ static enum reason check_claims(struct token *token, const struct header *header
 	struct times times;
 	enum reason reason;
 
-	if(!json_is_object(claims)){
+	if(!yyjson_is_obj(claims)){
 		return REASON_TOKEN_MALFORMED;
 	}
-	if(!json_is_string(iss)){
+	if(!yyjson_is_str(iss)){
 		return REASON_TOKEN_ISSUER;
 	}
-	reason = store__issuer(question->store, json_string_value(iss), json_string_length(iss), issuer_key, &issuer);
+	reason = store__issuer(question->store, yyjson_get_str(iss), yyjson_get_len(iss), issuer_key, &issuer);
 	if(reason != REASON_NONE){
 		return reason;
 	}
@@ -883,7 +882,7 @@ static enum reason check_claims(struct token *token, const struct header *header
 	if(reason != REASON_NONE){
 		return reason;
 	}
-	if(!audience_ok(json_object_get(claims, "aud"), &issuer, question->audience)){
+	if(!audience_ok(yyjson_obj_get(claims, "aud"), &issuer, question->audience)){
 		return REASON_TOKEN_AUDIENCE;
 	}
 	reason = check_times(claims, &issuer, question->now, &times);
@@ -892,7 +891,7 @@ static enum reason check_claims(struct token *token, const struct header *header
 	}
 	token->end = times.exp + issuer.leeway;
 	/* Without a jti a token could not be revoked by itself; our own service gives one (RFC 9068, 2.2). */
-	if((jti ? !json_is_string(jti) : (issuer.flags & ISSUER_SERVICE) != 0) || !read_id(claims, &issuer, token->id)){
+	if((jti ? !yyjson_is_str(jti) : (issuer.flags & ISSUER_SERVICE) != 0) || !read_id(claims, &issuer, token->id)){
 		return REASON_TOKEN_CLAIMS;
 	}
 	if(!(issuer.flags & ISSUER_SERVICE) && strncmp(token->id, RESERVED, sizeof(RESERVED) - 1) == 0){
@@ -916,7 +915,7 @@ static enum reason check_claims(struct token *token, const struct header *header
 		token->signature.len = token->signed_part.len = 0;
 		token->signed_part.at = NULL;
 	}
-	reason = store__token(question->store, json_string_value(iss), json_string_value(jti), token->id, times.iat);
+	reason = store__token(question->store, yyjson_get_str(iss), yyjson_get_str(jti), token->id, times.iat);
 	if(reason != REASON_NONE){
 		return reason;
 	}
@@ -932,7 +931,7 @@ static enum reason check_claims(struct token *token, const struct header *header
  * there for an error of the connection that it serves next, and ends that: so nothing is left. */
 enum reason token__check(struct token *token, const struct token_question *question)
 {
-	json_t *json, *claims = NULL;
+	yyjson_doc *json, *claims = NULL;
 	struct header header = {0};
 	enum reason reason;
 
@@ -940,16 +939,16 @@ enum reason token__check(struct token *token, const struct token_question *quest
 	drop_rights(token);
 	json = parse(token->header, REASON_TOKEN_MALFORMED, &reason);
 	if(json){
-		reason = read_header(json, &header);
+		reason = read_header(yyjson_doc_get_root(json), &header);
 	}
 	if(reason == REASON_NONE){
 		claims = parse(token->payload, REASON_TOKEN_MALFORMED, &reason);
 	}
 	if(claims){
-		reason = check_claims(token, &header, claims, question);
+		reason = check_claims(token, &header, yyjson_doc_get_root(claims), question);
 	}
-	json_decref(json);
-	json_decref(claims);
+	yyjson_doc_free(json);
+	yyjson_doc_free(claims);
 	ERR_pop_to_mark();
 	return reason;
 }

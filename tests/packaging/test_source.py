@@ -7,6 +7,7 @@ share a version, and a later source must have the higher one.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import shutil
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+#: What is not ours: as its makers wrote it.
+YYJSON = package.SOURCE / "yyjson"
 CHANGELOG = f"""{NAME} (0.1.0) unstable; urgency=medium
 
   * First.
@@ -238,3 +241,11 @@ def test_build_that_failed_leaves_the_package_before_it_unused(builder: Builder,
         package.ensure("trixie", "amd64")
     builder.answer = {"p_2_amd64.deb": b"deb2"}
     assert package.ensure("trixie", "amd64").name == "p_2_amd64.deb"
+
+
+def test_what_is_not_ours_is_as_its_makers_wrote_it() -> None:
+    lines = (YYJSON / "SHA256SUMS").read_text().splitlines()
+    listed = {name: digest for digest, name in (line.split() for line in lines)}
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in YYJSON.iterdir()}
+    assert {name: found.pop(name, None) for name in listed} == listed
+    assert set(found) == {"README.md", "SHA256SUMS"}
