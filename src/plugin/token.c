@@ -19,7 +19,7 @@
 
 #include <yyjson.h>
 
-#define MEMBERS_MAX 128 /* of one object: each of their names is held against all others */
+#define MEMBERS_MAX 64 /* of one object: each of their names is held against all others */
 #define SIGNATURE_MAX 1024 /* bytes: RSA with 8192 bits */
 #define TIME_MAX ((int64_t)1 << 53) /* seconds: what a JSON number says exactly */
 #define RSA_BITS_MIN 2048

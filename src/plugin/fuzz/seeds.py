@@ -142,6 +142,11 @@ def tokens() -> None:
         texts = [json.dumps(part).encode() for part in (header, claims)]
         write("token", f"parts-{name}", b"\n".join(texts))
         write("token", f"token-{name}", ".".join(map(_base64url, [*texts, bytes(64)])).encode())
+    write("token", "pretty", b"\n".join([json.dumps(header).encode(), json.dumps(usual, indent=2).encode()]))
+    write("token", "twice", b'{"alg":"ES256"}\n{"iss":"a","\\u0069ss":"a"}')
+    write("token", "nul", b'{"alg":"ES256"}\n{"iss":"a\\u0000"}')
+    many = {**usual, **dict.fromkeys(map(str, range(60)))}
+    write("token", "members", b"\n".join(json.dumps(part).encode() for part in (header, many)))
     write("token", "nested", b'{"alg":"ES256"}\n{"iss":[[[[[[[[["a"]]]]]]]]]}')
 
 

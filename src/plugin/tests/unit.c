@@ -1272,7 +1272,9 @@ static void test_tokens(void)
 }
 
 
-/* A token of ISS_CLOUD, with these claims beside the usual ones. */
+#define HEADER "{\"alg\":\"ES256\",\"typ\":\"at+jwt\",\"kid\":\"1\"}"
+
+
 /* Of a token with one claim more. */
 static enum reason reason_of_claim(struct store *store, struct token_keys *cache, const char *claim)
 {
@@ -1280,6 +1282,38 @@ static enum reason reason_of_claim(struct store *store, struct token_keys *cache
 
 	(void)snprintf(claims, sizeof(claims), SCOPE ",\"a\":%s", claim);
 	return reason_of(store, cache, a_token("tok-1", TOKEN_TIME + 10, claims));
+}
+
+
+static void test_times_that_are_none(void)
+{
+	static const struct {
+		const char *nbf;
+		enum reason reason;
+	} cases[] = {
+		{"0", REASON_NONE}, {"0.0", REASON_NONE}, {"-0.0", REASON_NONE}, {"-0", REASON_TOKEN_CLAIMS}, {"-1", REASON_TOKEN_CLAIMS},
+		{"-1.5", REASON_TOKEN_CLAIMS}, {"9007199254740992", REASON_TOKEN_EARLY}, {"9007199254740993", REASON_TOKEN_CLAIMS},
+		{"9007199254740992.0", REASON_TOKEN_EARLY}, {"9007199254740994.0", REASON_TOKEN_CLAIMS},
+		{"9223372036854775807", REASON_TOKEN_CLAIMS}, {"9223372036854775808", REASON_TOKEN_CLAIMS},
+		{"18446744073709551615", REASON_TOKEN_CLAIMS}, {"18446744073709551616", REASON_TOKEN_CLAIMS},
+		{"-9223372036854775809", REASON_TOKEN_CLAIMS}, {"1e300", REASON_TOKEN_CLAIMS}, {"\"0\"", REASON_TOKEN_CLAIMS},
+		{"null", REASON_TOKEN_CLAIMS}, {"[0]", REASON_TOKEN_CLAIMS}, {"true", REASON_TOKEN_CLAIMS},
+	};
+	struct writer writer = write_store();
+	struct store store;
+	struct token_keys cache = {0};
+	char text[512], claims[256];
+	size_t i;
+
+	CHECK(store__open(&store, folder, text, sizeof(text)));
+	for(i = 0; i < sizeof(cases) / sizeof(cases[0]); i++){
+		(void)snprintf(claims, sizeof(claims), SCOPE ",\"nbf\":%s", cases[i].nbf);
+		CHECK(reason_of(&store, &cache, a_token("tok-1", TOKEN_TIME + 10, claims)) == cases[i].reason);
+	}
+	store__close(&store);
+	token__forget_keys(&cache);
+	mdb_env_close(writer.env);
+	remove_store();
 }
 
 
@@ -1295,6 +1329,17 @@ static void test_json_of_tokens(void)
 		"[[[[[[[[]]]]]]]]", "{\"b\":[[[[[[[]]]]]]]}", "\"\\ud800\"", "\"\xed\xa0\x80\"", "\"\xff\"", "\"\t\"", "[1,]", "[01]", "[.5]", "[NaN]",
 		"1e999", "{b:1}", "'b'", "[/**/]", "1 2", "\"\\x41\"",
 	};
+	static const char *const headers[] = {
+		"{\"alg\":\"ES256\",\"alg\":\"ES256\",\"kid\":\"1\"}", "{\"alg\":\"ES256\",\"kid\":\"1\\u0000\"}",
+		"{\"alg\":\"ES256\",\"a\":[[[[[[[[]]]]]]]]}", "\"ES256\"", "5", "null", "[]", "",
+	};
+	static const char *const payloads[] = {
+		"\"a\"", "5", "null", "true", "[]", "", "{\n  \"a\": 1,\n  \"a\": 1\n}", "{\n  \"a\": [[[[[[[[]]]]]]]]\n}", "\xef\xbb\xbf{}", "{}\v",
+	};
+	static const char *const scopes[] = {
+		"5", "\"#\"", "null", "{}", "", "[[\"#\",[\"pub\"],[\"pub\"]]]", "[[\"#\",{\"pub\":1}]]", "[{\"#\":1,\"pub\":1}]", "[[\"#\",[]]]",
+		"[[\"a\\u0000\",[\"pub\"]]]", "[[[[[[[[[]]]]]]]]]", "[[\"#\",[\"pub\"]]", "[[\"#\",[\"pub\"]]]]",
+	};
 	struct writer writer = write_store();
 	struct store store;
 	struct token_keys cache = {0};
@@ -1308,13 +1353,29 @@ static void test_json_of_tokens(void)
 	for(i = 0; i < sizeof(bad) / sizeof(bad[0]); i++){
 		CHECK(reason_of_claim(&store, &cache, bad[i]) == REASON_TOKEN_MALFORMED);
 	}
-	for(count = 128; count <= 129; count++){
+	for(count = 64; count <= 65; count++){
 		for(i = len = 0; i < count; i++){
 			len += (size_t)snprintf(claim + len, sizeof(claim) - len, "%c\"b%zu\":0", i ? ',' : '{', i);
 		}
 		(void)snprintf(claim + len, sizeof(claim) - len, "}");
-		CHECK(reason_of_claim(&store, &cache, claim) == (count == 128 ? REASON_NONE : REASON_TOKEN_MALFORMED));
+		CHECK(reason_of_claim(&store, &cache, claim) == (count == 64 ? REASON_NONE : REASON_TOKEN_MALFORMED));
 	}
+	for(i = 0; i < sizeof(headers) / sizeof(headers[0]); i++){
+		CHECK(reason_of(&store, &cache, a_token_of(headers[i], "{}", keys[KEY_EC])) == REASON_TOKEN_MALFORMED);
+	}
+	for(i = 0; i < sizeof(payloads) / sizeof(payloads[0]); i++){
+		CHECK(reason_of(&store, &cache, a_token_of(HEADER, payloads[i], keys[KEY_EC])) == REASON_TOKEN_MALFORMED);
+	}
+	for(i = 0; i < sizeof(scopes) / sizeof(scopes[0]); i++){
+		strcpy(text, ",\"scope\":\"");
+		encode(scopes[i], strlen(scopes[i]), text);
+		strcat(text, "\"");
+		CHECK(reason_of(&store, &cache, a_token("tok-1", TOKEN_TIME + 10, text)) == REASON_TOKEN_SCOPE);
+	}
+	/* Laid out over lines, which is read in another way. */
+	(void)snprintf(claim, sizeof(claim), "{\n  \"iss\": \"" ISS "\",\n  \"aud\": [\n    \"mqtts://own\"\n  ],\n  \"iat\": %d,\n"
+			"  \"exp\": %d,\n  \"sub\": \"tok-1\"" SCOPE "\n}\n", TOKEN_TIME, TOKEN_TIME + 10);
+	CHECK(reason_of(&store, &cache, a_token_of(HEADER, claim, keys[KEY_EC])) == REASON_NONE);
 	store__close(&store);
 	token__forget_keys(&cache);
 	mdb_env_close(writer.env);
@@ -1322,6 +1383,7 @@ static void test_json_of_tokens(void)
 }
 
 
+/* A token of ISS_CLOUD, with these claims beside the usual ones. */
 static enum reason cloud_token(struct store *store, struct token_keys *cache, const char *claims, struct token **out)
 {
 	char payload[1024];
@@ -1947,7 +2009,7 @@ static void test_sessions_with_tokens(void)
 /* A token's life: let in, checked again, renewed, left behind. Signed before anything may fail. */
 static bool live_by_token(struct sessions *sessions, struct token_keys *cache)
 {
-	static char first[2048], second[2048], foreign[2048];
+	static char first[2048], second[2048], foreign[2048], many[1200];
 	static char clients[2];
 	const struct moment from = {.family = 4};
 	struct session *session;
@@ -1955,11 +2017,18 @@ static bool live_by_token(struct sessions *sessions, struct token_keys *cache)
 	struct challenge *challenge;
 	bool all = true;
 	const long later = fail_at;
+	size_t i;
 
 	if(!*first){
 		fail_at = -1;
 		strcpy(first, a_token("tok-1", TOKEN_TIME + 10, SCOPE ",\"jti\":\"1\""));
-		strcpy(second, a_token("tok-1", TOKEN_TIME + 20, SCOPE ",\"jti\":\"2\""));
+		/* More values than the reader expects of a text so long. */
+		strcpy(many, SCOPE ",\"jti\":\"2\",\"a\":[0");
+		for(i = 0; i < 500; i++){
+			strcat(many, ",0");
+		}
+		strcat(many, "]");
+		strcpy(second, a_token("tok-1", TOKEN_TIME + 20, many));
 		strcpy(foreign, a_token_of("{\"alg\":\"EdDSA\",\"kid\":\"2\"}", "{\"iss\":\"" ISS_FOREIGN "\",\"sub\":\"1\","
 				"\"aud\":\"mqtts://plant\",\"iat\":100000,\"exp\":100009,\"hall\":\"h\",\"a\":{\"roles\":[\"sensor\"],\"desk\":\"d\"}}",
 				keys[KEY_ED]));
@@ -2123,6 +2192,7 @@ int main(void)
 	test_cut_records_of_issuers_do_not_parse();
 	test_tokens();
 	test_json_of_tokens();
+	test_times_that_are_none();
 	test_dotted_paths();
 	test_roles_in_one_text();
 	test_hashes();
