@@ -38,7 +38,7 @@ exec python3 -m "$module" --plugin "$PWD/plugin/usr/lib/bednet/bednet_plugin.so"
 DEVICES = 1_000_000
 TIMEOUT_S = 3600
 #: Of the JSON beside the page; figures of another form are measured anew.
-FORMAT = 2
+FORMAT = 3
 PARTS = ("compiling", "brokers", "tokens")
 
 
