@@ -1317,6 +1317,41 @@ static void test_times_that_are_none(void)
 }
 
 
+/* What we have no memory for is not the token's fault, nor is it let in. */
+static void test_a_token_that_there_is_no_memory_for(void)
+{
+	struct writer writer = write_store();
+	struct store store;
+	struct token_keys cache = {0};
+	struct token_question question = {.store = &store, .keys = &cache, .audience = "mqtts://own", .now = TOKEN_TIME};
+	char text[512];
+	long at, refused = 0;
+
+	CHECK(store__open(&store, folder, text, sizeof(text)));
+	for(at = 0; at <= allocations || at == 0; at++){
+		enum reason reason;
+		struct token *token;
+
+		strcpy(text, a_token("tok-1", TOKEN_TIME + 10, SCOPE));
+		token = token__read(text, strlen(text), &reason);
+		CHECK(token && store__begin(&store));
+		allocations = 0;
+		fail_at = at;
+		reason = token__check(token, &question);
+		fail_at = -1;
+		CHECK(reason == REASON_INTERNAL || reason == REASON_NONE);
+		refused += reason == REASON_INTERNAL;
+		store__end(&store);
+		token__free(token);
+		token__forget_keys(&cache);
+	}
+	CHECK(refused >= 4); /* header, claims, scope, and the rights that come of it */
+	store__close(&store);
+	mdb_env_close(writer.env);
+	remove_store();
+}
+
+
 static void test_json_of_tokens(void)
 {
 	static const char *const good[] = {
@@ -2191,6 +2226,7 @@ int main(void)
 	test_base64url();
 	test_cut_records_of_issuers_do_not_parse();
 	test_tokens();
+	test_a_token_that_there_is_no_memory_for();
 	test_json_of_tokens();
 	test_times_that_are_none();
 	test_dotted_paths();
