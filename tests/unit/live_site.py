@@ -187,7 +187,7 @@ class _Threads(ThreadingHTTPServer):
 
 
 class Broker(_Server):
-    """A gateway.
+    """A gateway, for one device: it reads what comes first, first, also of two connections of that device's.
 
     :ivar events: what it saw: `("connect", certificate, clean start)`, `("renewed", certificate)`, `("goodbye",)`,
         `("lost",)`, and `("refused", reason)` with the reasons of the audit.
@@ -201,6 +201,7 @@ class Broker(_Server):
         self.expiries: list[int | None] = []
         self.answers = 0x00
         self._open: list[ssl.SSLSocket] = []
+        self._turn = threading.Lock()
 
     def drop(self) -> None:
         """End all connections without a word."""
@@ -228,7 +229,8 @@ class Broker(_Server):
     def serve(self, connection: ssl.SSLSocket) -> None:
         self._open.append(connection)
         shown = fingerprint(connection)
-        with connection.makefile("rb") as stream:
+        # A broker has one thread; these may be late, and a good-bye would be seen after the connection that follows.
+        with self._turn, connection.makefile("rb") as stream:
             while head := stream.read(1):
                 body = stream.read(_length(stream))
                 kind = head[0] & 0xF0
@@ -254,7 +256,7 @@ class Broker(_Server):
                 elif kind == DISCONNECT:
                     self.note(self.events, ("goodbye",))
                     return
-        self.note(self.events, ("lost",))
+            self.note(self.events, ("lost",))
 
     def _make(self, port: int) -> socketserver.TCPServer:
         broker = self
