@@ -65,6 +65,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 STEPPED_BACK = 5
 CPU_SHARES = 8192  # others have 1024
 
+# Seconds for a test that runs playbooks: the longest takes two minutes on a quiet machine, and six on a busy one.
+LAB_TIMEOUT_S = 1200
+
 # Suites whose tests use the fixture `lab`, and files of tests/roles that bring up labs of their own, the longest first.
 ON_THE_LAB = {"authentication", "authorization", "demo", "encryption", "resilience", "roles", "tokens"}
 OWN_LAB = (
@@ -109,7 +112,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the labs that take longest to deploy, so that no worker waits for them in the end."""
+    """Begin with the labs that take longest to deploy, so that no worker waits for them in the end; give labs time."""
 
     def place(item: pytest.Item) -> int:
         path = item.nodeid.partition("::")[0]
@@ -119,6 +122,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return 0 if is_on_the_lab(path) else {"testbed": 8, "unit": 9}.get(suite, 7)
 
     items.sort(key=place)
+    for item in items:
+        if item.get_closest_marker("lab") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(LAB_TIMEOUT_S))
 
 
 @pytest.fixture(scope="session")

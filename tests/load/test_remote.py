@@ -232,7 +232,6 @@ exec unshare --user --map-current-user --time --monotonic 1000 --fork --kill-chi
 
 @pytest.mark.lab
 @pytest.mark.full
-@pytest.mark.timeout(900)
 def test_two_hosts_share_the_work_and_keep_nothing(
     far: tuple[Lab, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -300,7 +300,6 @@ def test_a_forbidden_message_that_gets_through_fails_the_run(
 
 
 @pytest.mark.full
-@pytest.mark.timeout(900)
 def test_devices_renew_their_tokens_in_the_session(
     plant: Plant, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

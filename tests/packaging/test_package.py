@@ -19,7 +19,7 @@ from tests.packaging import debfile
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.lab
 
 PLUGIN = "/usr/lib/bednet/bednet_plugin.so"
 DOCS = f"/usr/share/doc/{package.NAME}"

@@ -17,7 +17,7 @@ from testbed.workbench import PytestRun, run_service_tests
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.lab
 
 DEPLOYED = "tests/token_service/deployed"
 POSTGRESQL, CLOCK = f"{DEPLOYED}/test_postgresql.py", f"{DEPLOYED}/test_clock.py"

@@ -43,6 +43,15 @@ DEADLINE = 10.0  # seconds that an event may take
 Json = dict[str, Any]
 
 
+def waited_s(*pids: int) -> float:
+    """Return how long the threads of these processes have waited for a CPU, in seconds (schedstat).
+
+    What is left of a time without it is what they did and what they waited for on purpose, however busy the machine is.
+    """
+    tasks = (task for pid in pids for task in Path(f"/proc/{pid}/task").iterdir())
+    return sum(int((task / "schedstat").read_text(encoding="ascii").split()[1]) for task in tasks) / 1e9
+
+
 @functools.cache
 def broker_program() -> str:
     """Return the broker that is tested, or skip the test."""

@@ -233,7 +233,6 @@ def _public_key(plant: Plant, device: str) -> bytes:
     )
 
 
-@pytest.mark.timeout(600)
 def test_devices_come_and_go_while_all_others_stay_connected(  # noqa: PLR0915 - sessions stay open from one to the other
     lab: Lab, plant: Plant, site_as_it_was: Path
 ) -> None:

@@ -206,7 +206,6 @@ def test_a_device_is_revoked_everywhere_at_once_and_comes_back_with_new_keys(
 
 
 @pytest.mark.full
-@pytest.mark.timeout(900)
 def test_a_gateway_out_of_reach_is_named_and_the_others_are_done(lab: Lab, plant: Plant) -> None:
     device, devices = "temp-202", lab.site / "devices.yml"
     before = devices.read_text(encoding="utf-8")
@@ -236,7 +235,6 @@ def test_a_gateway_out_of_reach_is_named_and_the_others_are_done(lab: Lab, plant
 
 
 @pytest.mark.full
-@pytest.mark.timeout(900)
 def test_a_certificate_that_the_ca_alone_has_revoked_is_cut_off_once_the_list_is_fetched(
     lab: Lab, plant: Plant, measured: Callable[[str], None]
 ) -> None:
@@ -275,7 +273,6 @@ def test_a_certificate_that_the_ca_alone_has_revoked_is_cut_off_once_the_list_is
 
 
 @pytest.mark.full
-@pytest.mark.timeout(900)
 def test_a_roll_out_from_files_that_know_of_no_revocation_brings_nobody_back(lab: Lab, plant: Plant) -> None:
     """docs/store.md, "Who is revoked stays so"."""
     device, devices = "temp-103", lab.site / "devices.yml"
@@ -321,7 +318,6 @@ def gauge(lab: Lab, plant: Plant) -> Iterator[Credentials]:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(900)
 def test_a_device_with_a_pre_shared_key_does_what_it_may_until_it_is_revoked(
     lab: Lab, plant: Plant, gauge: Credentials
 ) -> None:

@@ -64,7 +64,6 @@ def test_what_the_fetcher_hands_on_is_believed_for_the_ca_s_signature_alone(toke
 
 
 @pytest.mark.full
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("device", ["edge-1", "edge-3"])
 def test_certificate_that_the_ca_alone_has_revoked_gets_no_tokens_once_the_list_is_fetched(
     lab: Lab, plant: Plant, tokens: Tokens, device: str

@@ -522,7 +522,6 @@ def introspector(tokens: Tokens) -> Iterator[Credentials]:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(1200)
 def test_a_revoked_device_gets_no_token_and_is_reinstated_with_the_next(
     lab: Lab, plant: Plant, tokens: Tokens, introspector: Credentials, tmp_path: Path
 ) -> None:
