@@ -65,7 +65,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 STEPPED_BACK = 5
 CPU_SHARES = 8192  # others have 1024
 
-# Seconds for a test that runs playbooks: the longest takes two minutes on a quiet machine, and six on a busy one.
+# Seconds for a test on a lab: the longest of `make test` takes two minutes on a quiet machine, and seven on a busy one.
 LAB_TIMEOUT_S = 1200
 
 # Suites whose tests use the fixture `lab`, and files of tests/roles that bring up labs of their own, the longest first.
